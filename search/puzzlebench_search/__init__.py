@@ -1,0 +1,1 @@
+"""Architecture search over plain numbers: numbers in, choice out; no torch."""
