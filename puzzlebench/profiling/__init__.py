@@ -1,0 +1,1 @@
+"""Kernel timings and the cost tables composed from them."""

@@ -1,0 +1,28 @@
+"""What many tests share: measured kernels of one GPU and the parent model of the paper, read once."""
+
+import pytest
+
+from puzzlebench.model.catalog import load_model
+from puzzlebench.profiling.measured_kernels import MeasuredKernels
+from puzzlebench_profiles.datasheets import find_datasheet
+from puzzlebench_profiles.kernel_tables import find_kernel_table
+
+
+@pytest.fixture(scope="session")
+def h100_kernels():
+    return MeasuredKernels(find_kernel_table("h100_sxm", "trtllm"))
+
+
+@pytest.fixture(scope="session")
+def h100():
+    return find_datasheet("h100")
+
+
+@pytest.fixture(scope="session")
+def llama_70b():
+    return load_model("llama-3.1-70b")
+
+
+@pytest.fixture(scope="session")
+def llama_8b():
+    return load_model("llama-3.1-8b")
