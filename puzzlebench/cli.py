@@ -1,0 +1,313 @@
+"""The `puzzlebench` command: parse, call one library function, print. Bad input is one line on stderr and exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import puzzlebench
+
+if TYPE_CHECKING:
+    from puzzlebench.model.blocks import Architecture
+    from puzzlebench.model.spec import ModelSpec
+    from puzzlebench.scenario import Precision
+
+    Commands = argparse._SubParsersAction["_Parser"]
+
+_DEFAULT_MODEL = "llama-3.1-8b"
+_DEFAULT_GPU = "h100_sxm"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parsed = build_parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = parsed.run
+    try:
+        run(parsed)
+    except ValueError as error:
+        if os.environ.get("PUZZLEBENCH_DEBUG"):
+            raise
+        print(f"puzzlebench: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("puzzlebench: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/cli.md is generated from it."""
+    parser = _Parser(prog="puzzlebench", description=puzzlebench.__doc__)
+    parser.add_argument("--version", action="version", version=f"puzzlebench {puzzlebench.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_profile(commands)
+    _add_show(commands)
+    _add_estimate(commands)
+    _add_validate(commands)
+    for name, run, text in (
+        ("gpus", _gpus, "list known GPUs and what was measured on them"),
+        ("models", _models, "list bundled models"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        _add_json(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model runs where, and how."""
+    target = parser.add_argument_group("what runs where")
+    target.add_argument(
+        "--model", default=_DEFAULT_MODEL, help="bundled id, Hub id, directory or config.json (%(default)s)"
+    )
+    target.add_argument(
+        "--gpu", default=_DEFAULT_GPU, help="a name from `puzzlebench gpus`, or a datasheet FILE.yaml (%(default)s)"
+    )
+    target.add_argument("--engine", default="trtllm", help="trtllm, vllm or sglang (%(default)s)")
+    target.add_argument("--engine-version", help="default: the one that was measured")
+    target.add_argument(
+        "--weight-dtype", default="bf16", choices=("bf16", "fp16", "fp8"), help="fp8: static scales (%(default)s)"
+    )
+    target.add_argument("--kv-dtype", choices=("bf16", "fp16", "fp8"), help="default: as the weights")
+    target.add_argument("--tp", type=int, default=1, help="tensor-parallel GPUs (%(default)s)")
+
+
+def _add_profile(commands: Commands) -> None:
+    from_kernels = "Write the cost table of a model's search space on a GPU, from measured kernel latencies."
+    command = commands.add_parser("profile", help="write a cost table", description=from_kernels)
+    _add_target(command)
+    grid = command.add_argument_group("cells and candidates")
+    grid.add_argument("--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: 1 to 128 in powers of two")
+    grid.add_argument("--prefill-lens", type=_whole_numbers, metavar="N,N", help="default: 128,512,1024,2048,4096,8192")
+    grid.add_argument(
+        "--context-lens", type=_whole_numbers, metavar="N,N", help="tokens in the cache; default: the same"
+    )
+    grid.add_argument(
+        "--kv-heads", type=_whole_numbers, metavar="N,N", help="default: the model's, and 1/2, 1/4, 1/8 of them"
+    )
+    grid.add_argument("--ffn-multiple", type=int, default=256, help="FFN widths are multiples of this (%(default)s)")
+    grid.add_argument(
+        "--max-num-tokens", type=int, default=8192, help="most prompt tokens per engine step (%(default)s)"
+    )
+    command.add_argument("--out", type=Path, help="default: MODEL.GPU.ENGINE.WEIGHTS-KV.tpN.parquet")
+    _add_json(command)
+    command.set_defaults(run=_profile)
+
+
+def _add_show(commands: Commands) -> None:
+    command = commands.add_parser("show", help="print a cost table", description="Print a cost table.")
+    command.add_argument("table", type=Path, metavar="TABLE", help="a file that `profile` wrote")
+    command.add_argument("--batch-size", type=int, help="default: the middle one")
+    command.add_argument("--phase", choices=("prefill", "decode"), help="default: both")
+    _add_json(command)
+    command.set_defaults(run=_show)
+
+
+def _add_estimate(commands: Commands) -> None:
+    text = "Latency, throughput and memory of a whole model in one scenario (a static batch)."
+    command = commands.add_parser("estimate", help="cost a whole model in a scenario", description=text)
+    _add_target(command)
+    command.add_argument(
+        "--architecture", metavar="FILE", help="an architecture JSON, or a heterogeneous model to cost instead"
+    )
+    command.add_argument("--batch", type=int, default=1, help="sequences (%(default)s)")
+    command.add_argument("--prefill", type=int, default=1024, help="prompt tokens (%(default)s)")
+    command.add_argument("--decode", type=int, default=256, help="generated tokens (%(default)s)")
+    command.add_argument(
+        "--memory-fraction", type=float, default=0.9, help="of the GPU's memory that may be used (%(default)s)"
+    )
+    _add_json(command)
+    command.set_defaults(run=_estimate)
+
+
+def _add_validate(commands: Commands) -> None:
+    text = "Measure how wrong the cost model is: held-out kernels, unseen GPUs, and measured serving runs."
+    command = commands.add_parser("validate", help="measure the cost model's error", description=text)
+    command.add_argument("--gpu", default=_DEFAULT_GPU, help="whose kernels to hold out (%(default)s)")
+    command.add_argument("--engine", default="trtllm", help="trtllm, vllm or sglang (%(default)s)")
+    command.add_argument("--quick", action="store_true", help="a tenth of the held-out shapes")
+    command.add_argument("--report", type=Path, metavar="FILE.md", help="also write the tables as Markdown")
+    _add_json(command)
+    command.set_defaults(run=_validate)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,8,64") from None
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from puzzlebench.model.catalog import load_model
+    from puzzlebench.model.space import default_space
+    from puzzlebench.profiling.cost_table import write_cost_table
+    from puzzlebench.profiling.profile import Grid, build_cost_table
+    from puzzlebench.profiling.sources import open_kernels
+    from puzzlebench.render import cost_table_json, print_cost_table, print_json
+
+    started = time.perf_counter()
+    spec, architecture = load_model(arguments.model)
+    gpu, kernels = open_kernels(arguments.gpu, arguments.engine, arguments.engine_version)
+    space = default_space(spec, architecture, kv_heads=arguments.kv_heads, ffn_multiple=arguments.ffn_multiple)
+    asked = {name: getattr(arguments, name) for name in ("batch_sizes", "prefill_lens", "context_lens")}
+    grid = Grid(**{name: values for name, values in asked.items() if values is not None})
+    precision = _precision(arguments)
+    table = build_cost_table(kernels, gpu, spec, space, precision, grid, max_num_tokens=arguments.max_num_tokens)
+    out: Path = arguments.out or Path(
+        f"{spec.name.replace('/', '--')}.{gpu.name}.{kernels.engine}.{precision.weight_dtype}-{precision.kv_dtype}"
+        f".tp{precision.tensor_parallel}.parquet"
+    )
+    write_cost_table(table, out)
+    if arguments.json:
+        print_json(cost_table_json(table) | {"path": str(out)})
+        return
+    print_cost_table(table, phases=("prefill", "decode"), batch_size=None)
+    print(f"wrote {out} in {time.perf_counter() - started:.1f} s; `puzzlebench show {out}` prints any batch of it")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from puzzlebench.profiling.cost_table import read_cost_table
+    from puzzlebench.render import cost_table_json, print_cost_table, print_json
+
+    table = read_cost_table(arguments.table)
+    if arguments.json:
+        print_json(cost_table_json(table))
+        return
+    phases = (arguments.phase,) if arguments.phase else ("prefill", "decode")
+    print_cost_table(table, phases=phases, batch_size=arguments.batch_size)
+
+
+def _estimate(arguments: argparse.Namespace) -> None:
+    from puzzlebench.estimate import Estimate, estimate
+    from puzzlebench.model.catalog import load_model
+    from puzzlebench.profiling.sources import open_kernels
+    from puzzlebench.render import print_estimate, print_json
+    from puzzlebench.scenario import Scenario
+
+    parent, parent_architecture = load_model(arguments.model)
+    spec, architecture = parent, parent_architecture
+    if arguments.architecture:
+        spec, architecture = _read_architecture(arguments.architecture, parent)
+    gpu, kernels = open_kernels(arguments.gpu, arguments.engine, arguments.engine_version)
+    scenario = Scenario(
+        batch_size=arguments.batch,
+        prefill_len=arguments.prefill,
+        decode_len=arguments.decode,
+        precision=_precision(arguments),
+    )
+    fraction = arguments.memory_fraction
+
+    def cost(spec: ModelSpec, architecture: Architecture, *, must_fit: bool) -> Estimate:
+        return estimate(kernels, gpu, spec, architecture, scenario, memory_fraction=fraction, must_fit=must_fit)
+
+    result = cost(spec, architecture, must_fit=True)
+    # The parent is there for the ratio: it may be too large for the GPU that its child fits on.
+    baseline = cost(parent, parent_architecture, must_fit=False) if arguments.architecture else None
+    if arguments.json:
+        speed_up = baseline and {
+            "speed_up": baseline.total_ms.value / result.total_ms.value,
+            "baseline": asdict(baseline),
+        }
+        print_json(asdict(result) | {"source": kernels.source} | (speed_up or {}))
+        return
+    precision = scenario.precision
+    title = (
+        f"{spec.name} on {precision.tensor_parallel} x {gpu.name} ({kernels.engine} {kernels.engine_version}, weights "
+        f"{precision.weight_dtype}, KV cache {precision.kv_dtype}): batch {scenario.batch_size}, prompt "
+        f"{scenario.prefill_len}, {scenario.decode_len} generated"
+    )
+    print_estimate(title, result, (parent.name, baseline) if baseline else None)
+    print(f"source: {kernels.source}")
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    from puzzlebench.validation.report import print_report, report_json, validate, write_report
+
+    report = validate(arguments.gpu, arguments.engine, share=0.1 if arguments.quick else 1.0)
+    if arguments.report:
+        write_report(report, arguments.report)
+    if arguments.json:
+        from puzzlebench.render import print_json
+
+        print_json(report_json(report))
+        return
+    print_report(report)
+
+
+def _gpus(arguments: argparse.Namespace) -> None:
+    from puzzlebench.render import gpus_json, print_gpus, print_json
+    from puzzlebench_profiles.datasheets import bundled_datasheets
+    from puzzlebench_profiles.kernel_tables import list_kernel_tables
+
+    sheets, tables = list(bundled_datasheets().values()), list_kernel_tables()
+    if arguments.json:
+        print_json(gpus_json(sheets, tables))
+        return
+    print_gpus(sheets, tables)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from puzzlebench.model.catalog import list_models
+    from puzzlebench.render import print_json, print_models
+
+    if arguments.json:
+        print_json([asdict(row) for row in list_models()])
+        return
+    print_models(list_models())
+
+
+def _precision(arguments: argparse.Namespace) -> Precision:
+    from puzzlebench.scenario import Precision
+
+    return Precision(
+        weight_dtype=arguments.weight_dtype,
+        kv_dtype=arguments.kv_dtype or arguments.weight_dtype,
+        tensor_parallel=arguments.tp,
+    )
+
+
+def _read_architecture(name: str, parent: ModelSpec) -> tuple[ModelSpec, Architecture]:
+    """The spec and architecture of an architecture JSON over the parent, or of a model by name or path."""
+    from puzzlebench.model.blocks import architecture_from_json
+    from puzzlebench.model.catalog import load_model
+    from puzzlebench.model.spec import check_architecture
+
+    path = Path(name)
+    if path.is_file():
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from None
+        if isinstance(data, dict) and "blocks" in data:
+            architecture = architecture_from_json(data)
+            check_architecture(parent, architecture)
+            return parent, architecture
+    elif path.suffix == ".json":  # not an `org/name` to ask the Hub for
+        raise ValueError(f"{path}: no such file")
+    return load_model(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
