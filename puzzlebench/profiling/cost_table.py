@@ -159,12 +159,15 @@ def write_cost_table(table: CostTable, path: Path) -> None:
     arrow = pa.Table.from_pandas(table.frame, preserve_index=False)
     metadata = {"schema_version": SCHEMA_VERSION, **table.metadata}
     arrow = arrow.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, indent=1).encode()})
+    if not path.name:
+        raise ValueError(f"cannot write {path}: it is a folder")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         pq.write_table(arrow, unfinished, compression="zstd")
         os.replace(unfinished, path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)  # Arrow's text names the unfinished file
+        raise ValueError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
             unfinished.unlink()

@@ -1,6 +1,7 @@
 """Cost tables: what is refused, and what a file survives."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,12 @@ def test_an_interrupted_write_keeps_the_file_that_was_there(path, frame, monkeyp
 
 def test_places_that_cannot_be_written_to(path, frame):
     table = CostTable(frame=frame, metadata=METADATA)
-    for where in (path.parent / "no" / "x.parquet", path / "x.parquet", path.parent / ("x" * 300)):
+    for where in (
+        path.parent / "no" / "x.parquet",
+        path / "x.parquet",
+        path.parent / ("x" * 300),
+        path.parent,
+        Path("/"),
+    ):
         with pytest.raises(ValueError, match="cannot write "):
             write_cost_table(table, where)
