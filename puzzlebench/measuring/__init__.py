@@ -1,0 +1,1 @@
+"""Timing real blocks on the GPU or CPU in hand."""
