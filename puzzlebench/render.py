@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +18,11 @@ from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench_profiles.datasheets import Datasheet
 from puzzlebench_profiles.kernel_tables import KernelTableId
 
+if TYPE_CHECKING:
+    from puzzlebench.measuring.composition import Composition
+    from puzzlebench.measuring.results import Results
+
+_MISSES_SHOWN = 5
 _MARKS = {"measured": "", "interpolated": "~", "extrapolated": "^", "modelled": "*"}
 _LEGEND = "no mark: measured   ~ interpolated   ^ extrapolated   * modelled"
 _GIB = 2**30
@@ -59,7 +66,73 @@ def print_cost_table(table: CostTable, *, phases: tuple[str, ...], batch_size: i
     counts = frame["provenance"].value_counts()
     trust = ", ".join(f"{counts[name]} {name}" for name in _MARKS if name in counts)
     out.print(f"{_LEGEND}\n{len(frame)} cells: {trust}; batch sizes {', '.join(map(str, sizes))}", highlight=False)
+    misses = table.metadata.get("misses", [])
+    for miss in misses[:_MISSES_SHOWN]:
+        size = f"batch {miss['batch_size']}, length {miss['context_len']}"
+        out.print(
+            f"miss: {miss['part']} {miss['sub_block']}, {miss['phase']}, {size}: {miss['reason']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(misses) > _MISSES_SHOWN:
+        out.print(f"and {len(misses) - _MISSES_SHOWN} more misses; --json has them", highlight=False)
     out.print(f"source: {first['source']}", highlight=False, soft_wrap=True)
+
+
+def print_measurement(results: Results) -> None:
+    """How well a live measurement went: intervals, why cells stopped, sessions, throttling."""
+    measured = list(results.measured.values())
+    widths = np.array([one.relative_interval for one in measured])
+    stops = Counter(one.stopped_by for one in measured)
+    stopped = ", ".join(f"{count} by {why}" for why, count in stops.most_common())
+    shifts = ", ".join(f"{100 * shift:+.1f} %" for shift in results.session_shift)
+    out = console()
+    out.print(
+        f"{len(measured)} timed pieces of work, {sum(one.samples for one in measured):,} samples; 95 % interval: "
+        f"median ±{100 * np.median(widths):.1f} %, 90th percentile ±{100 * np.percentile(widths, 90):.1f} %",
+        highlight=False,
+    )
+    out.print(f"stopped: {stopped}; sessions against their mean: {shifts}", highlight=False)
+    throttled = [one for one in measured if one.throttled_share > 0]
+    if throttled:
+        wholly = sum(one.throttled_share == 1 for one in throttled)
+        out.print(
+            f"clocks were held down in samples of {len(throttled)} of them ({wholly} in every sample, which are kept)",
+            highlight=False,
+        )
+
+
+def print_composition(title: str, found: list[Composition]) -> None:
+    """Whole models beside the sums of their blocks."""
+    out = console()
+    shown = Table(title=f"do blocks add up? {title}", title_justify="left")
+    for name in ("model", "phase", "batch", "length", "whole ms", "±", "sum of blocks ms", "±", "error"):
+        shown.add_column(name, justify="left" if name in ("model", "phase") else "right")
+    previous = None
+    for one in sorted(found, key=lambda one: (one.phase == "decode", one.model)):
+        if previous not in (None, (one.phase, one.model)):
+            shown.add_section()
+        previous = (one.phase, one.model)
+        shown.add_row(
+            one.model,
+            one.phase,
+            str(one.batch_size),
+            f"{one.context_len:,}",
+            _number(one.whole_us / 1e3),
+            f"{100 * (one.whole_high_us - one.whole_low_us) / 2 / one.whole_us:.1f} %",
+            _number(one.sum_us / 1e3),
+            f"{100 * (one.sum_high_us - one.sum_low_us) / 2 / one.sum_us:.1f} %",
+            f"{100 * one.error:+.1f} %",
+        )
+    out.print(shown)
+    for phase in ("prefill", "decode"):
+        errors = np.array([one.error for one in found if one.phase == phase])
+        if len(errors):
+            out.print(
+                f"{phase}: median absolute error {100 * np.median(np.abs(errors)):.1f} %, largest "
+                f"{100 * np.max(np.abs(errors)):.1f} %, bias {100 * np.median(errors):+.1f} %",
+                highlight=False,
+            )
 
 
 def _phase_table(cells: pd.DataFrame, phase: str, batch: int) -> Table:
@@ -79,7 +152,10 @@ def _phase_table(cells: pd.DataFrame, phase: str, batch: int) -> Table:
             shown.add_section()
         previous = part
         by_length = rows.set_index("context_len")
-        latencies = [_marked(by_length.loc[n, "latency_us"], by_length.loc[n, "provenance"]) for n in lengths]
+        latencies = [
+            _marked(by_length.loc[n, "latency_us"], by_length.loc[n, "provenance"]) if n in by_length.index else "miss"
+            for n in lengths
+        ]
         weights = rows["weight_bytes"].iloc[0] / 2**20
         shown.add_row(part, name, *latencies, f"{weights:,.1f}", f"{rows['kv_bytes_per_token'].iloc[0]:,}")
     return shown

@@ -21,7 +21,10 @@ from puzzlebench.model.spec import ModelSpec, parent_architecture
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """One bundled model. Every Hub id listed has these shapes; the first is the one the facts are of."""
+    """One bundled model. Every Hub id listed has these shapes; the first is the one the facts are of.
+
+    The embedded model, which is made on the spot, has none.
+    """
 
     id: str
     hub_ids: tuple[str, ...]
@@ -33,7 +36,7 @@ class ModelRow:
     """One line of a listing of the bundled models. For a heterogeneous model heads and widths are the largest."""
 
     id: str
-    hub_id: str
+    hub_id: str | None
     model_type: str
     parameters: int
     num_hidden_layers: int
@@ -100,7 +103,7 @@ def _row(entry: ModelEntry) -> ModelRow:
     spec, architecture = from_hf_config(entry.config, name=entry.id)
     return ModelRow(
         id=entry.id,
-        hub_id=entry.hub_ids[0],
+        hub_id=entry.hub_ids[0] if entry.hub_ids else None,
         model_type=spec.model_type,
         parameters=model_parameters(spec, architecture),
         num_hidden_layers=spec.num_hidden_layers,

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from puzzlebench.profiling.timings import PROVENANCE
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _METADATA_KEY = b"puzzlebench"
 PARTS = ("attention", "ffn", "embedding", "head")
 KEY_COLUMNS: Final = (
@@ -51,7 +51,9 @@ _COLUMNS: Final[dict[str, str]] = {
     "latency_us": "float",
     "latency_low_us": "float",
     "latency_high_us": "float",
+    "latency_hot_us": "optional",
     "samples": "count",
+    "throttled_share": "optional",
     "energy_mj": "optional",
     "weight_bytes": "count",
     "kv_bytes_per_token": "count",
@@ -68,7 +70,9 @@ COLUMN_HELP: Final[dict[str, str]] = {
     "context_len": "prompt length in prefill, tokens in the cache in decode",
     "latency_us": "median latency of the whole batch, microseconds",
     "latency_low_us, latency_high_us": "95 % interval",
+    "latency_hot_us": "with weights and cache left where the last run put them; empty where it was not measured",
     "samples": "measurements behind a measured cell, 0 for the others",
+    "throttled_share": "share of them taken while the GPU held its clocks down; empty where it was not measured",
     "energy_mj": "millijoules; empty where it was not measured",
     "modelled_share": "share of the latency from elementwise kernels, which are modelled",
     "provenance": "of the least trusted GEMM, attention or all-reduce kernel: measured, interpolated, "
@@ -80,7 +84,9 @@ COLUMN_HELP: Final[dict[str, str]] = {
 class CostTable:
     """A validated frame with the columns of this module, and metadata about the run that made it.
 
-    Metadata: `model` (the spec's facts), `gpu` (datasheet), `settings`, `source`, `puzzlebench_version`, `created`.
+    Metadata: `model` (the spec's facts), `gpu` (datasheet), `settings`, `source`, `puzzlebench_version`, `created`;
+    of a live measurement also `fingerprint` (hardware and library versions) and `misses`: the cells that have no row,
+    each with its reason.
     """
 
     frame: pd.DataFrame
@@ -112,7 +118,8 @@ def validate_frame(frame: pd.DataFrame) -> None:
     _refuse(frame, "latency_us", (latency != 0) & idle, "must be 0 for a no-op")
     _refuse(frame, "latency_low_us", frame["latency_low_us"] > latency, "must not exceed latency_us")
     _refuse(frame, "latency_high_us", frame["latency_high_us"] < latency, "must not be below latency_us")
-    _refuse(frame, "modelled_share", frame["modelled_share"] > 1 + 1e-9, "must be at most 1")
+    for share in ("modelled_share", "throttled_share"):
+        _refuse(frame, share, frame[share] > 1 + 1e-9, "must be at most 1")
     repeated = frame.duplicated(list(KEY_COLUMNS))
     _refuse(frame, "context_len", repeated, "stands twice for the same sub-block, phase and batch")
 

@@ -85,11 +85,11 @@ def build_cost_table(
         for part, subs in (("attention", attention), ("ffn", ffn)):
             for sub in subs:
                 timings = costs.sub_block(sub, phase, batch, length)
-                facts = _sub_block_bytes(spec, sub, precision, most_tokens)
+                facts = sub_block_bytes(spec, sub, precision, most_tokens)
                 rows.append(_rows(part, sub_block_name(sub), phase, batch, length, timings, facts))
         for end, cost, count in (("embedding", costs.embedding, most_tokens), ("head", costs.head, batch)):
             timings = cost(phase, batch, length)
-            rows.append(_rows(end, end, phase, batch, length, timings, _end_bytes(spec, end, precision, count)))
+            rows.append(_rows(end, end, phase, batch, length, timings, end_bytes(spec, end, precision, count)))
     frame = pd.concat(rows, ignore_index=True)
     frame.insert(0, "gpu", gpu.name)
     frame.insert(1, "engine", kernels.engine)
@@ -118,6 +118,8 @@ def _rows(
             "latency_low_us": timings.low_us,
             "latency_high_us": timings.high_us,
             "samples": np.where(provenance == MEASURED, 0 if sub_block == "no_op" else _REPLAYS, 0),
+            "latency_hot_us": np.nan,
+            "throttled_share": np.nan,
             "energy_mj": np.nan,
             **facts,
             "modelled_share": modelled,
@@ -126,7 +128,8 @@ def _rows(
     )
 
 
-def _sub_block_bytes(spec: ModelSpec, sub: SubBlock, precision: Precision, tokens: IntArray) -> dict[str, Any]:
+def sub_block_bytes(spec: ModelSpec, sub: SubBlock, precision: Precision, tokens: IntArray) -> dict[str, Any]:
+    """The byte columns of a sub-block's rows with (Q,) tokens in a step; the workspace is by formula."""
     tp = precision.tensor_parallel
     workspace = memory.sub_block_workspace_bytes(spec, sub, tokens=1, tensor_parallel=tp)
     return {
@@ -140,7 +143,8 @@ def _sub_block_bytes(spec: ModelSpec, sub: SubBlock, precision: Precision, token
     }
 
 
-def _end_bytes(spec: ModelSpec, part: str, precision: Precision, rows: IntArray) -> dict[str, Any]:
+def end_bytes(spec: ModelSpec, part: str, precision: Precision, rows: IntArray) -> dict[str, Any]:
+    """The byte columns of the embedding's or the head's rows, with (Q,) tokens or sequences."""
     tp = precision.tensor_parallel
     count = memory.embedding_weight_bytes if part == "embedding" else memory.head_weight_bytes
     per_row = memory.ACTIVATION_BYTES * spec.hidden_size
