@@ -24,7 +24,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(CORE) ## Profile MODEL on GPU from the shipped measurements (no GPU, no torch needed)
-	$(BIN)/puzzlebench profile --gpu $(GPU) --model $(MODEL)
+	$(BIN)/puzzlebench profile --gpu $(GPU) --model $(MODEL) --source kernels
 
 test: lint types imports ## Every check CI runs
 	$(BIN)/python -m pytest -n $(WORKERS)

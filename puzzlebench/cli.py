@@ -13,9 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import puzzlebench
+from puzzlebench.cli_live import (
+    add_live_options,
+    campaign_command,
+    live_device,
+    profile_live_command,
+    stack_command,
+    validate_live_command,
+)
 
 if TYPE_CHECKING:
     from puzzlebench.model.blocks import Architecture
+    from puzzlebench.model.dtypes import WeightDtype
     from puzzlebench.model.spec import ModelSpec
     from puzzlebench.scenario import Precision
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_MODEL = "llama-3.1-8b"
 _DEFAULT_GPU = "h100_sxm"
+_DEFAULT_ENGINE = "trtllm"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_estimate(commands)
     _add_validate(commands)
+    _add_campaign(commands)
+    _add_stack(commands)
     for name, run, text in (
         ("gpus", _gpus, "list known GPUs and what was measured on them"),
         ("models", _models, "list bundled models"),
@@ -75,31 +87,51 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
+def _add_target(parser: argparse.ArgumentParser, *, measured_here: bool = False) -> None:
     """Options that say which model runs where, and how."""
     target = parser.add_argument_group("what runs where")
     target.add_argument(
         "--model", default=_DEFAULT_MODEL, help="bundled id, Hub id, directory or config.json (%(default)s)"
     )
+    live = ", or to measure what is here: local, cpu, cuda:N" if measured_here else ""
     target.add_argument(
-        "--gpu", default=_DEFAULT_GPU, help="a name from `puzzlebench gpus`, or a datasheet FILE.yaml (%(default)s)"
+        "--gpu",
+        default=_DEFAULT_GPU,
+        help=f"a name from `puzzlebench gpus`, or a datasheet FILE.yaml{live} (%(default)s)",
     )
-    target.add_argument("--engine", default="trtllm", help="trtllm, vllm or sglang (%(default)s)")
+    if measured_here:
+        target.add_argument(
+            "--source",
+            default="auto",
+            choices=("auto", "kernels", "live"),
+            help="kernels: shipped measurements; live: time the blocks here; auto: live if this machine holds the GPU",
+        )
+    live = "; live: torch (default), triton or trtllm" if measured_here else ""
+    target.add_argument("--engine", help=f"trtllm (default), vllm or sglang{live}")
     target.add_argument("--engine-version", help="default: the one that was measured")
-    target.add_argument(
-        "--weight-dtype", default="bf16", choices=("bf16", "fp16", "fp8"), help="fp8: static scales (%(default)s)"
-    )
-    target.add_argument("--kv-dtype", choices=("bf16", "fp16", "fp8"), help="default: as the weights")
+    dtypes = ("fp32", "bf16", "fp16", "fp8")
+    target.add_argument("--weight-dtype", choices=dtypes, help="default: bf16, on a CPU fp32; fp8 has static scales")
+    target.add_argument("--kv-dtype", choices=dtypes, help="default: as the weights")
     target.add_argument("--tp", type=int, default=1, help="tensor-parallel GPUs (%(default)s)")
 
 
 def _add_profile(commands: Commands) -> None:
-    from_kernels = "Write the cost table of a model's search space on a GPU, from measured kernel latencies."
-    command = commands.add_parser("profile", help="write a cost table", description=from_kernels)
-    _add_target(command)
+    text = (
+        "Write the cost table of a model's search space on a device: from shipped kernel measurements, or, where this "
+        "machine holds the device, by timing every block on it."
+    )
+    command = commands.add_parser("profile", help="write a cost table", description=text)
+    _add_target(command, measured_here=True)
     grid = command.add_argument_group("cells and candidates")
-    grid.add_argument("--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: 1 to 128 in powers of two")
-    grid.add_argument("--prefill-lens", type=_whole_numbers, metavar="N,N", help="default: 128,512,1024,2048,4096,8192")
+    grid.add_argument(
+        "--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: 1 to 128 in powers of two; a CPU's: 1,4,16"
+    )
+    grid.add_argument(
+        "--prefill-lens",
+        type=_whole_numbers,
+        metavar="N,N",
+        help="default: 128,512,1024,2048,4096,8192; a CPU's: 64,128,256",
+    )
     grid.add_argument(
         "--context-lens", type=_whole_numbers, metavar="N,N", help="tokens in the cache; default: the same"
     )
@@ -110,6 +142,7 @@ def _add_profile(commands: Commands) -> None:
     grid.add_argument(
         "--max-num-tokens", type=int, default=8192, help="most prompt tokens per engine step (%(default)s)"
     )
+    add_live_options(command)
     command.add_argument("--out", type=Path, help="default: MODEL.GPU.ENGINE.WEIGHTS-KV.tpN.parquet")
     _add_json(command)
     command.set_defaults(run=_profile)
@@ -142,14 +175,70 @@ def _add_estimate(commands: Commands) -> None:
 
 
 def _add_validate(commands: Commands) -> None:
-    text = "Measure how wrong the cost model is: held-out kernels, unseen GPUs, and measured serving runs."
+    text = (
+        "Measure how wrong the cost model is: held-out kernels, unseen GPUs, and measured serving runs. With --live: "
+        "how far the sum of measured blocks is from whole models timed beside them."
+    )
     command = commands.add_parser("validate", help="measure the cost model's error", description=text)
-    command.add_argument("--gpu", default=_DEFAULT_GPU, help="whose kernels to hold out (%(default)s)")
-    command.add_argument("--engine", default="trtllm", help="trtllm, vllm or sglang (%(default)s)")
+    command.add_argument("--gpu", help=f"whose kernels to hold out ({_DEFAULT_GPU}); with --live: local (default), ...")
+    command.add_argument("--engine", help="trtllm (default), vllm or sglang; with --live: torch (default) or triton")
     command.add_argument("--quick", action="store_true", help="a tenth of the held-out shapes")
     command.add_argument("--report", type=Path, metavar="FILE.md", help="also write the tables as Markdown")
+    command.add_argument("--live", action="store_true", help="check on this machine that blocks add up to models")
+    live = command.add_argument_group("with --live")
+    live.add_argument("--model", default="embedded", help="bundled id, Hub id or directory (%(default)s)")
+    live.add_argument("--weight-dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: bf16, on a CPU fp32")
+    live.add_argument("--kv-dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as the weights")
+    live.add_argument("--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: as `profile`")
+    live.add_argument(
+        "--lengths", type=_whole_numbers, metavar="N,N", help="prompts and contexts; default as `profile`"
+    )
+    add_live_options(command)
     _add_json(command)
-    command.set_defaults(run=_validate)
+    command.set_defaults(run=_validate, tp=1)
+
+
+def _add_campaign(commands: Commands) -> None:
+    text = (
+        "Measure everything worth having on a machine that is lent for a while: kernel tests, ceilings, tables, "
+        "composition, kernel benchmarks, repeats. Stops cleanly at the time limit; the same command goes on."
+    )
+    command = commands.add_parser("campaign", help="measure a machine in one resumable go", description=text)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go and are resumed")
+    command.add_argument("--gpu", default="local", help="local, cpu or cuda:N (%(default)s)")
+    command.add_argument("--steps", metavar="NAME,NAME", help="default: all, in their order")
+    command.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop after this long; default: when done")
+    command.add_argument("--pace", type=float, default=1.0, help="scale of every duration; 0.1 to see it run (1)")
+    command.add_argument("--archive", type=Path, metavar="FILE.tar.gz", help="pack the folder, whatever happens")
+    _add_json(command)
+    command.set_defaults(run=campaign_command)
+
+
+def _add_stack(commands: Commands) -> None:
+    text = (
+        "Time decoder blocks in an engine that loads checkpoints: random-weight stacks of N and 2N copies, run through "
+        "its public interface; a block is the slope, everything else the intercept."
+    )
+    command = commands.add_parser("stack", help="time blocks in a serving engine", description=text)
+    command.add_argument(
+        "--model", default="embedded", help="whose sizes: bundled or Hub id, or directory (%(default)s)"
+    )
+    command.add_argument("--engine", default="transformers", help="transformers, trtllm or vllm (%(default)s)")
+    command.add_argument(
+        "--blocks", metavar="ATTENTION+FFN,...", help="such as gqa_8+mlp_14336,no_op+linear; default: the model's"
+    )
+    command.add_argument("--head", metavar="ATTENTION+FFN,...", help="blocks that both stacks begin with")
+    command.add_argument("--copies", type=int, default=4, help="N (%(default)s)")
+    command.add_argument("--batch", type=int, default=1, help="sequences (%(default)s)")
+    command.add_argument("--prefill", type=int, default=128, help="prompt tokens (%(default)s)")
+    command.add_argument("--decode", type=int, default=17, help="tokens of the longer answer (%(default)s)")
+    command.add_argument("--repeats", type=int, default=5, help="pairs of runs (%(default)s)")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16, float32 for transformers"
+    )
+    command.add_argument("--workdir", type=Path, default=Path(), help="where checkpoints lie meanwhile (here)")
+    _add_json(command)
+    command.set_defaults(run=stack_command)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -169,10 +258,14 @@ def _profile(arguments: argparse.Namespace) -> None:
 
     started = time.perf_counter()
     spec, architecture = load_model(arguments.model)
-    gpu, kernels = open_kernels(arguments.gpu, arguments.engine, arguments.engine_version)
-    space = default_space(spec, architecture, kv_heads=arguments.kv_heads, ffn_multiple=arguments.ffn_multiple)
     asked = {name: getattr(arguments, name) for name in ("batch_sizes", "prefill_lens", "context_lens")}
-    grid = Grid(**{name: values for name, values in asked.items() if values is not None})
+    asked = {name: values for name, values in asked.items() if values is not None}
+    if device := live_device(arguments):
+        profile_live_command(arguments, device, spec, architecture, asked)
+        return
+    gpu, kernels = open_kernels(arguments.gpu, arguments.engine or _DEFAULT_ENGINE, arguments.engine_version)
+    space = default_space(spec, architecture, kv_heads=arguments.kv_heads, ffn_multiple=arguments.ffn_multiple)
+    grid = Grid(**asked)
     precision = _precision(arguments)
     table = build_cost_table(kernels, gpu, spec, space, precision, grid, max_num_tokens=arguments.max_num_tokens)
     out: Path = arguments.out or Path(
@@ -210,7 +303,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     spec, architecture = parent, parent_architecture
     if arguments.architecture:
         spec, architecture = _read_architecture(arguments.architecture, parent)
-    gpu, kernels = open_kernels(arguments.gpu, arguments.engine, arguments.engine_version)
+    gpu, kernels = open_kernels(arguments.gpu, arguments.engine or _DEFAULT_ENGINE, arguments.engine_version)
     scenario = Scenario(
         batch_size=arguments.batch,
         prefill_len=arguments.prefill,
@@ -245,7 +338,12 @@ def _estimate(arguments: argparse.Namespace) -> None:
 def _validate(arguments: argparse.Namespace) -> None:
     from puzzlebench.validation.report import print_report, report_json, validate, write_report
 
-    report = validate(arguments.gpu, arguments.engine, share=0.1 if arguments.quick else 1.0)
+    if arguments.live:
+        arguments.gpu = arguments.gpu or "local"
+        validate_live_command(arguments)
+        return
+    share = 0.1 if arguments.quick else 1.0
+    report = validate(arguments.gpu or _DEFAULT_GPU, arguments.engine or _DEFAULT_ENGINE, share=share)
     if arguments.report:
         write_report(report, arguments.report)
     if arguments.json:
@@ -281,9 +379,10 @@ def _models(arguments: argparse.Namespace) -> None:
 def _precision(arguments: argparse.Namespace) -> Precision:
     from puzzlebench.scenario import Precision
 
+    weights: WeightDtype = arguments.weight_dtype or "bf16"
     return Precision(
-        weight_dtype=arguments.weight_dtype,
-        kv_dtype=arguments.kv_dtype or arguments.weight_dtype,
+        weight_dtype=weights,
+        kv_dtype=arguments.kv_dtype or weights,
         tensor_parallel=arguments.tp,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from puzzlebench_profiles.kernel_tables import KernelTableId
 if TYPE_CHECKING:
     from puzzlebench.measuring.composition import Composition
     from puzzlebench.measuring.results import Results
+    from puzzlebench.measuring.stack.measure import StackTimings
+    from puzzlebench.measuring.stack.slope import Slope
 
 _MISSES_SHOWN = 5
 _MARKS = {"measured": "", "interpolated": "~", "extrapolated": "^", "modelled": "*"}
@@ -133,6 +136,34 @@ def print_composition(title: str, found: list[Composition]) -> None:
                 f"{100 * np.max(np.abs(errors)):.1f} %, bias {100 * np.median(errors):+.1f} %",
                 highlight=False,
             )
+
+
+def print_stacks(title: str, found: Mapping[str, StackTimings | str]) -> None:
+    """Blocks timed as slopes of stacks; a refused one says why."""
+    shown = Table(title=f"microseconds per block, 95 % interval; {title}", title_justify="left")
+    for name in ("block", "batch", "prefill", "block", "rest", "decode, mean context", "block", "rest"):
+        shown.add_column(name, justify="left" if name == "block" and not shown.columns else "right")
+    refused = []
+    for block, timings in found.items():
+        if isinstance(timings, str):
+            refused.append(f"{block}: {timings}")
+            continue
+        shown.add_row(
+            block,
+            str(timings.batch_size),
+            f"{timings.prompt_len:,}",
+            *_slope_cells(timings.prefill),
+            f"{timings.mean_context:,.1f}",
+            *_slope_cells(timings.decode),
+        )
+    console().print(shown)
+    for line in refused:
+        console().print(f"refused: {line}", highlight=False, soft_wrap=True)
+
+
+def _slope_cells(slope: Slope) -> tuple[str, str]:
+    block = f"{_number(slope.latency_us)} ({_number(slope.low_us)} to {_number(slope.high_us)})"
+    return block, _number(slope.intercept_us)
 
 
 def _phase_table(cells: pd.DataFrame, phase: str, batch: int) -> Table:

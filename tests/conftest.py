@@ -1,11 +1,20 @@
 """What many tests share: measured kernels of one GPU and the parent model of the paper, read once."""
 
+import os
+
 import pytest
 
+from puzzlebench.measuring.nvml import list_gpu_names
 from puzzlebench.model.catalog import load_model
 from puzzlebench.profiling.measured_kernels import MeasuredKernels
 from puzzlebench_profiles.datasheets import find_datasheet
 from puzzlebench_profiles.kernel_tables import find_kernel_table
+
+
+# Read when torch and triton are first imported. Two workers with a thread per core each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not list_gpu_names():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ PACKAGES = {
     "puzzlebench_search": ROOT / "search",
 }
 DATA = (
+    "puzzlebench/measuring/stack/*.py.in",
     "puzzlebench/model/data/*.json",
     "puzzlebench/profiling/data/*.json",
     "puzzlebench_profiles/gpus/*.yaml",

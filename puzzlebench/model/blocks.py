@@ -130,6 +130,23 @@ def parse_sub_block(part: Part, name: str) -> SubBlock:
     raise ValueError(f"{name!r} is not an {part} sub-block; expected {_FORMS[part]}")
 
 
+def block_name(block: Block) -> str:
+    """The names of a block's two halves: gqa_8+mlp_14336."""
+    return f"{sub_block_name(block.attention)}+{sub_block_name(block.ffn)}"
+
+
+def parse_block(name: str) -> Block:
+    """The block with this name; the inverse of `block_name`.
+
+    Raises:
+        ValueError: it is not two names of sub-blocks with a + between them.
+    """
+    attention, plus, ffn = name.partition("+")
+    if not plus:
+        raise ValueError(f"{name!r} is not a block; expected attention+ffn, such as gqa_8+mlp_14336 or no_op+linear")
+    return Block(attention=parse_sub_block("attention", attention), ffn=parse_sub_block("ffn", ffn))
+
+
 def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
     """A JSON-ready dict: the schema version and one pair of sub-block names per layer."""
     return {

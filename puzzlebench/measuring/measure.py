@@ -1,0 +1,121 @@
+"""Carry a plan out: one fresh process per session, resumed where it stopped. Knows no tensors.
+
+A process that dies while it puts a workload in place (killed for memory, or by a crash in a library) leaves a note of
+which one it was: that workload becomes a miss and the session goes on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import puzzlebench
+from puzzlebench.measuring.plan import Plan
+from puzzlebench.measuring.results import Results, read_results
+from puzzlebench.measuring.run_directory import RunDirectory, open_run
+
+Report = Callable[[float, str], None]
+"""Called with the share of the whole that is done, 0 to 1, and what is going on."""
+
+SESSION_ENVIRONMENT: Final = {
+    # glibc otherwise gives memory back to the kernel between launches and takes it again page by page, which the
+    # caching allocators of serving processes do not.
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_MMAP_THRESHOLD_": str(2**36),
+}
+_PREPARING = 0.15  # of a session's share of the progress
+
+
+def measure(folder: Path, plan: Plan, report: Report) -> Results:
+    """Measure everything the plan names in `folder`, or go on where an earlier call stopped.
+
+    Raises:
+        ValueError: the folder is in use or holds another measurement, the device or engine is not to be had, a session
+            died twice at the same place, or nothing could be measured.
+    """
+    with open_run(folder, plan) as run:
+        for session in range(plan.effort.sessions):
+            while not _finished(run, session):
+                _run_session(run, session, plan, report)
+        run.merge_samples()
+        results = read_results(run)
+    if not results.measured:
+        work, reason = next(iter(results.misses.items()))
+        raise ValueError(f"nothing could be measured; the first that failed: {work}: {reason}")
+    return results
+
+
+def _finished(run: RunDirectory, session: int) -> bool:
+    return any(event["event"] == "finished" for event in run.events(session))
+
+
+def _run_session(run: RunDirectory, session: int, plan: Plan, report: Report) -> None:
+    paths = [str(path) for path in _import_paths()]
+    environment = {**os.environ, **SESSION_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "puzzlebench.measuring.session", str(run.path), str(session)]
+    log = run.path / f"session.{session}.log"
+    error = None
+    held = () if run.lock is None else (run.lock,)
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, pass_fds=held
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if not line.startswith("{"):  # a library's greeting
+                    errors.write(line.encode())
+                    continue
+                message = json.loads(line)
+                error = message.get("error", error)
+                if "stage" in message:
+                    report(*_progress(session, plan.effort.sessions, message))
+        except BaseException:
+            process.terminate()  # Ctrl-C reaches the session too, unless it was sent to us alone
+            process.wait()
+            raise
+    if process.returncode == 0:
+        return
+    if error:
+        raise ValueError(error)
+    if process.returncode in (130, -2):
+        raise KeyboardInterrupt
+    _blame(run, session, process.returncode, log)
+
+
+def _blame(run: RunDirectory, session: int, code: int, log: Path) -> None:
+    """Turn a death during preparation into a miss; any other is an error."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    events = run.events(session)
+    last = events[-1] if events else {}
+    if last.get("event") == "attempt" and code < 0:
+        reason = f"out of memory or crashed: the process died of {how} while it was put in place"
+        run.append_event(session, {"event": "miss", "workload": last["workload"], "reason": reason})
+        return
+    raise ValueError(
+        f"session {session + 1} died of {how}; {log} has what it said. The same command goes on from there"
+    )
+
+
+def _progress(session: int, sessions: int, message: dict[str, Any]) -> tuple[float, str]:
+    share = min(message["done"] / max(message["total"], 1), 1.0)
+    stage = message["stage"]
+    inside = {"preparing": _PREPARING * share, "energy": 1.0}.get(stage, _PREPARING + (1 - _PREPARING) * share)
+    return (session + inside) / sessions, f"session {session + 1} of {sessions}: {stage}"
+
+
+def _import_paths() -> list[Path]:
+    """Where this process found its packages, so that a session finds the same ones."""
+    import puzzlebench_profiles
+
+    roots = [Path(module.__file__ or "").parents[1] for module in (puzzlebench, puzzlebench_profiles)]
+    roots.append(roots[0] / "kernels")
+    existing = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return [*dict.fromkeys([*(root for root in roots if root.exists()), *existing])]
