@@ -25,8 +25,8 @@ _HERE = ("local", "cpu", "cuda")
 def add_live_options(parser: argparse.ArgumentParser) -> None:
     """How long and how to measure; each has no effect on a table made from measured kernels."""
     live = parser.add_argument_group("measuring the device in hand")
-    live.add_argument("--sessions", type=int, help="fresh processes that measure everything (5)")
-    live.add_argument("--seconds", type=float, help="of timing, all sessions together (120)")
+    live.add_argument("--sessions", type=int, help="fresh processes, each measures everything (CPU: 8, GPU: 3)")
+    live.add_argument("--seconds", type=float, help="of timing, all sessions together (110)")
     live.add_argument("--target-width", type=float, help="stop a cell at this relative width of its interval (0.02)")
     live.add_argument("--energy-seconds", type=float, help="count each cell's energy over this long (0: not at all)")
     live.add_argument("--lock-clocks", type=int, metavar="MHZ", help="fix the GPU's clock meanwhile; needs root")
@@ -40,9 +40,12 @@ def live_device(arguments: argparse.Namespace) -> Device | None:
         ValueError: the device is not here, or `--source` and `--gpu` contradict each other.
     """
     from puzzlebench.measuring.device import holds_gpu, local_device
+    from puzzlebench.profiling.sources import engine_name
     from puzzlebench_profiles.datasheets import find_datasheet
 
     name: str = arguments.gpu
+    if arguments.engine is not None:
+        arguments.engine = engine_name(arguments.engine)
     if name in _HERE or name.startswith("cuda:"):
         if arguments.source == "kernels":
             raise ValueError(f"--gpu {name} is measured live; --source kernels needs a GPU from `puzzlebench gpus`")
@@ -85,6 +88,8 @@ def profile_live_command(
     from puzzlebench.profiling.cost_table import write_cost_table
     from puzzlebench.render import cost_table_json, print_cost_table, print_json, print_measurement
 
+    if arguments.engine_version is not None:
+        raise ValueError("--engine-version is of shipped kernels; a live measurement runs what is installed")
     precision, engine = live_precision(arguments, device), arguments.engine or "torch"
     space = default_space(spec, architecture, kv_heads=arguments.kv_heads, ffn_multiple=arguments.ffn_multiple)
     out: Path = arguments.out or Path(
@@ -103,7 +108,7 @@ def profile_live_command(
             _grid(device, asked_grid),
             device,
             engine,
-            _effort(arguments),
+            _effort(arguments, device),
             folder,
             report,
             max_num_tokens=arguments.max_num_tokens,
@@ -119,6 +124,9 @@ def profile_live_command(
 
 def validate_live_command(arguments: argparse.Namespace) -> None:
     """Time whole models beside their blocks and print how far the sums are off."""
+    for option in ("quick", "report"):
+        if getattr(arguments, option):
+            raise ValueError(f"--{option} has no meaning with --live; --seconds says how long to measure")
     from puzzlebench.measuring.composition import check_composition, median_error
     from puzzlebench.model.catalog import load_model
     from puzzlebench.model.space import default_space
@@ -141,7 +149,7 @@ def validate_live_command(arguments: argparse.Namespace) -> None:
             grid,
             device,
             engine,
-            _effort(arguments),
+            _effort(arguments, device),
             folder,
             report,
         )
@@ -267,11 +275,11 @@ def _grid(device: Device, asked: dict[str, tuple[int, ...]]) -> Grid:
     return replace(CPU_GRID, **asked) if device.kind == "cpu" else Grid(**asked)
 
 
-def _effort(arguments: argparse.Namespace) -> Effort:
+def _effort(arguments: argparse.Namespace, device: Device) -> Effort:
     from puzzlebench.measuring.plan import Effort
 
     asked = {
-        "sessions": arguments.sessions,
+        "sessions": (8 if device.kind == "cpu" else 3) if arguments.sessions is None else arguments.sessions,
         "seconds": arguments.seconds,
         "target_width": arguments.target_width,
         "energy_seconds": arguments.energy_seconds,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from puzzlebench.measuring.stack.slope import Slope
 
 _MISSES_SHOWN = 5
+_BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
 _MARKS = {"measured": "", "interpolated": "~", "extrapolated": "^", "modelled": "*"}
 _LEGEND = "no mark: measured   ~ interpolated   ^ extrapolated   * modelled"
 _GIB = 2**30
@@ -96,6 +97,18 @@ def print_measurement(results: Results) -> None:
         highlight=False,
     )
     out.print(f"stopped: {stopped}; sessions against their mean: {shifts}", highlight=False)
+    if results.others_share > _BUSY:
+        out.print(
+            f"other processes took up to {100 * results.others_share:.0f} % of the processors meanwhile: measure "
+            "again on an idle machine before you rely on this",
+            highlight=False,
+        )
+    calm = [one.disturbed_share for one in measured if one.disturbed_share > 0]
+    if calm:
+        out.print(
+            f"something else slowed the machine in {100 * float(np.median(calm)):.0f} % of the samples: left out",
+            highlight=False,
+        )
     throttled = [one for one in measured if one.throttled_share > 0]
     if throttled:
         wholly = sum(one.throttled_share == 1 for one in throttled)

@@ -10,7 +10,6 @@ from puzzlebench.profiling.measured_kernels import MeasuredKernels
 from puzzlebench_profiles.datasheets import find_datasheet
 from puzzlebench_profiles.kernel_tables import find_kernel_table
 
-
 # Read when torch and triton are first imported. Two workers with a thread per core each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not list_gpu_names():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from puzzlebench.profiling.arrays import FloatArray
 from puzzlebench.profiling.cost_table import KEY_COLUMNS, CostTable
 
 
@@ -17,7 +18,8 @@ class Agreement:
     Attributes:
         cells: cells that both have, no-ops aside.
         agree: share of them whose difference is within its own 95 % interval (the two intervals in quadrature).
-        shift: median of log(second / first): what all cells moved by.
+        shift: median of log(second / first): what all cells moved by, as a machine does from hour to hour.
+        agree_without_shift: the same share once that is taken off: whether the tables rank and compare cells alike.
         median_difference, p90_difference: of |log(second / first)|.
         median_interval: median half-width of the first table's intervals, relative.
     """
@@ -25,6 +27,7 @@ class Agreement:
     cells: int
     agree: float
     shift: float
+    agree_without_shift: float
     median_difference: float
     p90_difference: float
     median_interval: float
@@ -49,11 +52,16 @@ def agreement(first: CostTable, second: CostTable) -> Agreement:
     lower_a = logs["latency_us_a"] - logs["latency_low_us_a"]
     upper_b = logs["latency_high_us_b"] - logs["latency_us_b"]
     lower_b = logs["latency_us_b"] - logs["latency_low_us_b"]
-    allowed = np.where(moved > 0, np.hypot(upper_a, lower_b), np.hypot(lower_a, upper_b))
+
+    def agree(moved: FloatArray) -> float:
+        allowed = np.where(moved > 0, np.hypot(upper_a, lower_b), np.hypot(lower_a, upper_b))
+        return float((np.abs(moved) <= allowed).mean())
+
     half = (both["latency_high_us_a"] - both["latency_low_us_a"]) / 2 / both["latency_us_a"]
     return Agreement(
         cells=len(both),
-        agree=float((np.abs(moved) <= allowed).mean()),
+        agree=agree(moved),
+        agree_without_shift=agree(moved - np.median(moved)),
         shift=float(np.median(moved)),
         median_difference=float(np.median(np.abs(moved))),
         p90_difference=float(np.percentile(np.abs(moved), 90)),

@@ -20,6 +20,7 @@ from puzzlebench.measuring.weights import (
     Weights,
     embedding_weights,
     head_weights,
+    random_normal,
     sub_block_weights,
 )
 from puzzlebench.measuring.workload import MODEL_PART, Workload
@@ -110,6 +111,13 @@ class BlockEngine:
 
     def prepare(self, workload: Workload, *, copies: int) -> PreparedBlock:
         """Put a workload in place; of a model there is one copy whatever is asked, its layers evict each other."""
+        try:
+            return self._prepare(workload, copies)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError):
+            self._pools.clear()  # what is in place keeps its own weights; half a pool must not stay in the way
+            raise
+
+    def _prepare(self, workload: Workload, copies: int) -> PreparedBlock:
         match workload.part:
             case "embedding":
                 return self._prepare_embedding(workload, copies)
@@ -207,12 +215,8 @@ class BlockEngine:
     def _stream(self, tokens: int) -> Stream:
         """Random inputs of unit size, shared by every workload of as many tokens."""
         if tokens not in self._inputs:
-            delta, residual = (
-                torch.randn(
-                    tokens, self._spec.hidden_size, dtype=self._dtype, device=self.device, generator=self._generator
-                )
-                for _ in range(2)
-            )
+            shape = (tokens, self._spec.hidden_size)
+            delta, residual = (random_normal(shape, self._dtype, self.device, self._generator) for _ in range(2))
             self._inputs[tokens] = Stream(delta=delta, residual=residual)
         return self._inputs[tokens]
 
@@ -250,5 +254,4 @@ class BlockEngine:
             # Any byte but the two NaNs is a number; exponents are kept small so that sums stay finite.
             return torch.randint(0x40, (count,), dtype=torch.uint8, device=self.device, generator=self._generator)
         dtype = ACTIVATION_DTYPES[self._precision.kv_dtype]
-        values = torch.randn(count // dtype.itemsize, dtype=dtype, device=self.device, generator=self._generator)
-        return values.view(torch.uint8)
+        return random_normal((count // dtype.itemsize,), dtype, self.device, self._generator).view(torch.uint8)

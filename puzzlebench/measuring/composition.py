@@ -120,8 +120,10 @@ def heterogeneous_children(space: SearchSpace) -> Mapping[str, Architecture]:
     smallest = Architecture(
         blocks=tuple(
             Block(
-                attention=([s for s in layer.attention if not isinstance(s, Linear | NoOp)] or [layer.attention[0]])[-1],
-                ffn=([s for s in layer.ffn if not isinstance(s, Linear | NoOp)] or [layer.ffn[0]])[-1],
+                attention=next(
+                    (sub for sub in reversed(layer.attention) if not isinstance(sub, Linear | NoOp)), layer.attention[0]
+                ),
+                ffn=next((sub for sub in reversed(layer.ffn) if not isinstance(sub, Linear | NoOp)), layer.ffn[0]),
             )
             for layer in layers
         )

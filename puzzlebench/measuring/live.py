@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +31,6 @@ from puzzlebench_profiles.datasheets import bundled_datasheets
 
 CPU_GRID: Final = Grid(batch_sizes=(1, 4, 16), prefill_lens=(64, 128, 256), context_lens=(64, 128, 256))
 """Where a CPU is measured unless asked otherwise: what it can be timed at in minutes."""
-_PACKAGES: Final = {"torch": "torch", "triton": "triton", "trtllm": "tensorrt-llm"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +111,7 @@ def live_table(
     identity: dict[str, Any] = {
         "gpu": device.name,
         "engine": plan.engine,
-        "engine_version": engine_version(plan.engine),
+        "engine_version": results.engine_version,
         **asdict(plan.precision),
         "source": source,
     }
@@ -138,11 +136,6 @@ def live_table(
             "misses": misses,
         },
     )
-
-
-def engine_version(engine: str) -> str:
-    """Version of the package behind an engine."""
-    return metadata.version(_PACKAGES[engine])
 
 
 def cell_interval(cell: Cell, results: Results) -> tuple[float, float, float]:
@@ -171,7 +164,7 @@ def _row(plan: Plan, cell: Cell, results: Results) -> dict[str, Any]:
         "latency_high_us": high,
         "latency_hot_us": _total(measured, "hot_us"),
         "samples": min((one.samples for _, one in measured), default=0),
-        "throttled_share": max((one.throttled_share for _, one in measured), default=0.0),
+        "throttled_share": max((one.throttled_share for _, one in measured), default=math.nan),
         "energy_mj": _total(measured, "energy_mj"),
         **facts,
         "modelled_share": 0.0,

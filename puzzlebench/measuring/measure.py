@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,8 @@ SESSION_ENVIRONMENT: Final = {
     "MALLOC_TRIM_THRESHOLD_": str(2**36),
     "MALLOC_MMAP_THRESHOLD_": str(2**36),
 }
+_CRASHES: Final = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+"""Signals that speak of memory or a broken library; any other was sent by somebody."""
 _PREPARING = 0.15  # of a session's share of the progress
 
 
@@ -36,7 +39,7 @@ def measure(folder: Path, plan: Plan, report: Report) -> Results:
 
     Raises:
         ValueError: the folder is in use or holds another measurement, the device or engine is not to be had, a session
-            died twice at the same place, or nothing could be measured.
+            died while it was timing, or nothing could be measured.
     """
     with open_run(folder, plan) as run:
         for session in range(plan.effort.sessions):
@@ -95,7 +98,7 @@ def _blame(run: RunDirectory, session: int, code: int, log: Path) -> None:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     events = run.events(session)
     last = events[-1] if events else {}
-    if last.get("event") == "attempt" and code < 0:
+    if last.get("event") == "attempt" and -code in _CRASHES:
         reason = f"out of memory or crashed: the process died of {how} while it was put in place"
         run.append_event(session, {"event": "miss", "workload": last["workload"], "reason": reason})
         return

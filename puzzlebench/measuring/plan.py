@@ -43,8 +43,8 @@ class Effort:
         lock_clocks_mhz: fix the GPU's SM clock while measuring; None leaves the card as it is.
     """
 
-    sessions: int = 5
-    seconds: float = 120.0
+    sessions: int = 8
+    seconds: float = 110.0
     target_width: float = 0.02
     energy_seconds: float = 0.0
     lock_clocks_mhz: int | None = None

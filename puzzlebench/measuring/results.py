@@ -1,7 +1,7 @@
 """From a measurement's folder to one row per workload: latency with its interval, hot latency, energy and memory.
 
-Reads files only. Samples taken while the GPU held its clocks down are left out of a median unless there are no others;
-`throttled_share` says how many there were either way.
+Reads files only. Samples taken while the GPU held its clocks down, or in a round that something else on a CPU
+disturbed, are left out of a median unless there are no others; the shares say how many there were either way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from puzzlebench.measuring.disturbance import find_disturbance
 from puzzlebench.measuring.run_directory import WORKLOAD_COLUMNS, RunDirectory, workload_from_key
 from puzzlebench.measuring.statistics import combine_sessions, median_interval
 from puzzlebench.measuring.workload import Workload
@@ -30,7 +31,8 @@ class Measured:
         hot_us: median with weights and cache left where the last launch put them.
         samples: cold samples behind the median.
         sessions: fresh processes that measured it.
-        throttled_share: of all cold samples, taken while clocks were held down; NaN without a sensor.
+        throttled_share: of all cold samples, taken while clocks were held down; NaN on a CPU or without a sensor.
+        disturbed_share: of all cold samples, taken in a disturbed round (see `disturbance`); 0 on a GPU.
         energy_mj: of one launch; NaN where it was not counted.
         static_bytes: weights and cache of all rotated copies.
         peak_bytes: allocated by one launch on top of them.
@@ -46,6 +48,7 @@ class Measured:
     samples: int
     sessions: int
     throttled_share: float
+    disturbed_share: float
     energy_mj: float
     copies: int
     static_bytes: int
@@ -64,18 +67,26 @@ class Measured:
 class Results:
     """Every workload of a measurement: those measured, and why the others are missing.
 
-    `session_shift` is each session's common factor less one, in the order of sessions.
+    `session_shift` is each session's common factor less one, in the order of sessions; `others_share` the largest share
+    of the processors that other processes took in any of them.
     """
 
     measured: Mapping[Workload, Measured]
     misses: Mapping[Workload, str]
     session_shift: tuple[float, ...]
+    engine_version: str = ""
+    others_share: float = 0.0
 
 
 def read_results(run: RunDirectory) -> Results:
     """Summarise what is on disk; finished or not."""
     plan = run.plan
+    on_cpu = plan.device == "cpu"
     samples = run.samples()
+    disturbance = find_disturbance(samples) if on_cpu else None
+    samples["disturbed"] = False if disturbance is None else disturbance.disturbed
+    samples["throttled"] = samples["throttle_reasons"] != ""
+    samples["clear"] = ~samples["disturbed"] & ~samples["throttled"]
     events = [event for session in range(plan.effort.sessions) for event in run.events(session)]
     facts = _facts(events)
     by_work = {workload_from_key(key): rows for key, rows in samples.groupby(list(WORKLOAD_COLUMNS), sort=False)}
@@ -87,14 +98,15 @@ def read_results(run: RunDirectory) -> Results:
     medians = np.full((len(sessions), len(works)), np.nan)
     within = np.full_like(medians, np.nan)
     for column, work in enumerate(works):
-        kept = _unthrottled(_of(by_work[work], "cold"))
+        kept = _clear(_of(by_work[work], "cold"))
         for row, session in enumerate(sessions):
             cold = _of(kept, "cold", session)
             if len(cold):
                 median, low, high = median_interval(cold["latency_us"].to_numpy())
                 medians[row, column] = median
                 within[row, column] = math.log(high / low) / _NORMAL_WIDTH
-    combined = combine_sessions(medians, within)
+    level_error = 0.0 if disturbance is None else disturbance.level_error
+    combined = combine_sessions(medians, within, level_error=level_error)
     measured = {}
     for column, work in enumerate(works):
         rows = by_work[work]
@@ -104,10 +116,13 @@ def read_results(run: RunDirectory) -> Results:
             latency_us=float(combined.latency_us[column]),
             low_us=float(combined.low_us[column]),
             high_us=float(combined.high_us[column]),
-            hot_us=float(np.median(_unthrottled(hot)["latency_us"])) if len(hot) else math.nan,
-            samples=len(_unthrottled(cold)),
+            hot_us=float(np.median(_clear(hot)["latency_us"])) if len(hot) else math.nan,
+            samples=len(_clear(cold)),
             sessions=int(np.isfinite(medians[:, column]).sum()),
-            throttled_share=float((cold["throttle_reasons"] != "").mean()),
+            throttled_share=math.nan
+            if on_cpu or cold["sm_clock_mhz"].isna().all()
+            else float(cold["throttled"].mean()),
+            disturbed_share=float(cold["disturbed"].mean()),
             **facts[work],
         )
     shift = tuple(float(np.expm1(value)) for value in combined.shift)
@@ -115,6 +130,8 @@ def read_results(run: RunDirectory) -> Results:
         measured=measured,
         misses={work: reason for work, reason in misses.items() if work not in measured},
         session_shift=shift,
+        engine_version=next((event["engine_version"] for event in events if "engine_version" in event), ""),
+        others_share=max((event.get("others_share", 0.0) for event in events), default=0.0),
     )
 
 
@@ -123,9 +140,10 @@ def _of(rows: pd.DataFrame, cache: str, session: int | None = None) -> pd.DataFr
     return chosen if session is None else chosen[chosen["session"] == session]
 
 
-def _unthrottled(rows: pd.DataFrame) -> pd.DataFrame:
-    free = rows[rows["throttle_reasons"] == ""]
-    return free if len(free) else rows
+def _clear(rows: pd.DataFrame) -> pd.DataFrame:
+    """The samples that nothing held back, or all of them where there are none."""
+    clear = rows[rows["clear"]]
+    return clear if len(clear) else rows
 
 
 def _misses(events: list[dict[str, Any]]) -> dict[Workload, str]:

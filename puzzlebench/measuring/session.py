@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import scipy.stats  # noqa: F401 (the first interval would otherwise load it in the middle of timing)
 import torch
 
 from puzzlebench.measuring.device import local_device
@@ -30,10 +32,13 @@ from puzzlebench.measuring.sensors import Reading, Sensor, open_sensor
 from puzzlebench.measuring.statistics import relative_width
 from puzzlebench.measuring.stopwatch import CacheState, Stopwatch, energy_per_launch, start_stopwatch
 from puzzlebench.measuring.workload import MODEL_PART, Workload
+from puzzlebench.model import memory
 
-_BURST = 3
-_LONG_US = 20_000.0
+_BURST = 2
+_LONG_US = 2_000.0
 """A stretch this long is taken once per visit and needs no rewarming."""
+_HOT_EVERY = 4
+"""Hot samples are taken in every so many rounds."""
 _LEAST_ROUNDS = 4
 _LEAST_WIDTH_SAMPLES = 12
 
@@ -68,11 +73,30 @@ def run_session(run: RunDirectory, session: int, report: Callable[[dict[str, Any
     sensor, _ = open_sensor(device.kind, device.index)
     with contextlib.closing(sensor), torch.inference_mode(), _clocks(plan, device.index):
         in_place = _put_in_place(run, session, plan, engine, sensor, device.available_bytes, report)
+        others = _OthersShare()
         _time_rounds(run, session, plan, in_place, sensor, report)
+        others_share = others.share()
         if session == 0 and plan.effort.energy_seconds:
             _count_energy(run, session, plan, in_place, sensor, report)
     engine.close()
-    run.append_event(session, {"event": "finished"})
+    run.append_event(session, {"event": "finished", "engine_version": engine.version, "others_share": others_share})
+
+
+class _OthersShare:
+    """How much of this machine's processors went to others since it was made, 0 to 1; stolen time included."""
+
+    def __init__(self) -> None:
+        self._started, self._busy, self._own = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    def share(self) -> float:
+        elapsed = (time.perf_counter() - self._started) * (psutil.cpu_count() or 1)
+        others = _busy_seconds() - self._busy - (time.process_time() - self._own)
+        return min(max(others / max(elapsed, 1e-9), 0.0), 1.0)
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()._asdict()
+    return float(sum(value for name, value in times.items() if name not in ("idle", "iowait", "guest", "guest_nice")))
 
 
 def _clocks(plan: Plan, index: int) -> contextlib.AbstractContextManager[object]:
@@ -95,6 +119,12 @@ def _put_in_place(
 ) -> dict[Workload, Stopwatch]:
     """Prepare every workload, the largest first so that shared buffers are made once; what fails is written down."""
     refused = {tuple(event["workload"].values()) for event in run.events(session) if event["event"] == "miss"}
+    probed = {
+        tuple(event["workload"].values())
+        for earlier in range(session + 1)
+        for event in run.events(earlier)
+        if "peak_bytes" in event
+    }
     found: dict[Workload, Stopwatch] = {}
     order = sorted(plan.workloads, key=lambda planned: _bytes_held(plan, planned), reverse=True)
     for place, planned in enumerate(order):
@@ -107,7 +137,7 @@ def _put_in_place(
             if (needed := _bytes_held(plan, planned)) > (free := available_bytes()):
                 raise torch.OutOfMemoryError(f"one copy takes {needed / 2**30:.1f} GiB of {free / 2**30:.1f} free")
             prepared = engine.prepare(planned.workload, copies=planned.copies)
-            probe = probe_memory(prepared, engine.device) if session == 0 else None
+            probe = None if tuple(work.values()) in probed else probe_memory(prepared, engine.device)
             stopwatch = start_stopwatch(prepared, engine.device)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
             run.append_event(session, {"event": "miss", "workload": work, "reason": _reason(error)})
@@ -131,10 +161,19 @@ def _prepared_event(work: dict[str, Any], prepared: Prepared, probe: Probe | Non
 
 
 def _bytes_held(plan: Plan, planned: Planned) -> int:
-    """Bytes of one copy: what has to fit at the least. A model's are its layers' and are made when it is prepared."""
-    if planned.workload.part == MODEL_PART:
-        return 0
-    return bytes_of_run(plan.spec, plan.precision, planned.workload)
+    """Bytes of one copy: what has to fit at the least."""
+    work = planned.workload
+    if work.part != MODEL_PART:
+        return bytes_of_run(plan.spec, plan.precision, work)
+    model, precision = plan.models[work.sub_block], plan.precision
+    weights = memory.model_weight_bytes(plan.spec, model, weight_dtype=precision.weight_dtype)
+    return weights + memory.kv_cache_bytes(
+        plan.spec,
+        model,
+        batch_size=work.batch_size,
+        context_len=work.context_len,
+        kv_dtype=precision.kv_dtype,
+    )
 
 
 def _time_rounds(
@@ -165,11 +204,12 @@ def _time_rounds(
                     "round": number,
                     "seconds": spent + time.perf_counter() - started,
                 }
-                taken = list(_visit(in_place[work]))
+                taken = list(_visit(in_place[work], with_hot=number % _HOT_EVERY == 0))
                 if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
                     reading = sensor.read()
                 rows += [{**visit, "cache": cache, "latency_us": us, **_columns(reading)} for cache, us in taken]
-                cold[work] += [us for cache, us in taken if cache == "cold"]
+                if not reading.throttle_reasons:  # those that count towards the interval
+                    cold[work] += [us for cache, us in taken if cache == "cold"]
             run.write_samples(session, number, rows)
             number += 1
             active = [work for work in active if not _narrow(cold[work], plan.effort.target_width)]
@@ -183,18 +223,23 @@ def _time_rounds(
         run.append_event(session, {"event": "stopped", "workload": workload_columns(work), "by": by})
 
 
-def _visit(stopwatch: Stopwatch) -> Iterator[tuple[CacheState, float]]:
-    """The samples of one visit; the first stretch brings code and branch history back and is not kept."""
+def _visit(stopwatch: Stopwatch, *, with_hot: bool) -> Iterator[tuple[CacheState, float]]:
+    """The samples of one visit: few, because visits far apart say more than samples side by side.
+
+    A short stretch is run once before, unkept, to bring code and branch history back.
+    """
     before = time.perf_counter_ns()
     first = stopwatch.sample("cold")
-    if (time.perf_counter_ns() - before) / 1e3 >= _LONG_US:
+    is_long = (time.perf_counter_ns() - before) / 1e3 >= _LONG_US
+    if is_long:
         yield "cold", first
+    else:
+        for _ in range(_BURST):
+            yield "cold", stopwatch.sample("cold")
+    if with_hot:
+        if not is_long:
+            stopwatch.sample("hot")
         yield "hot", stopwatch.sample("hot")
-        return
-    for _ in range(_BURST):
-        yield "cold", stopwatch.sample("cold")
-    stopwatch.sample("hot")
-    yield "hot", stopwatch.sample("hot")
 
 
 def _on_disk(
@@ -205,7 +250,8 @@ def _on_disk(
     frame = run.samples(session)
     if frame.empty:
         return cold, 0.0, 0
-    for key, rows in frame[frame["cache"] == "cold"].groupby(list(WORKLOAD_COLUMNS), sort=False):
+    counted = frame[(frame["cache"] == "cold") & (frame["throttle_reasons"] == "")]
+    for key, rows in counted.groupby(list(WORKLOAD_COLUMNS), sort=False):
         cold.setdefault(workload_from_key(key), []).extend(rows["latency_us"].tolist())
     return cold, float(frame["seconds"].max()), run.rounds(session)
 

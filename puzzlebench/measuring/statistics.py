@@ -61,7 +61,7 @@ class Combined:
     scatter: FloatArray
 
 
-def combine_sessions(medians_us: FloatArray, within: FloatArray) -> Combined:
+def combine_sessions(medians_us: FloatArray, within: FloatArray, *, level_error: float = 0.0) -> Combined:
     """Combine the medians of S sessions, (S, C), with NaN where a session did not measure a cell.
 
     log median = cell + shift of the session + scatter. A cell's scatter is its own variance moderated by that of all
@@ -70,6 +70,7 @@ def combine_sessions(medians_us: FloatArray, within: FloatArray) -> Combined:
 
     Args:
         within: (S, C), standard error of each session's log median from its own samples.
+        level_error: standard error, in logs, of the machine's own level, common to all cells.
 
     Raises:
         ValueError: a cell was measured in no session.
@@ -99,7 +100,7 @@ def combine_sessions(medians_us: FloatArray, within: FloatArray) -> Combined:
     common = 0.0
     if sessions > 1:
         common = float(student.ppf(0.975, sessions - 1)) * float(np.std(shift, ddof=1)) / np.sqrt(sessions)
-    half = np.hypot(error, common)
+    half = np.sqrt(error**2 + common**2 + (1.96 * level_error) ** 2)
     return Combined(
         latency_us=np.exp(means),
         low_us=np.exp(means - half),

@@ -21,6 +21,7 @@ from puzzlebench.measuring.engines import Prepared
 CacheState = Literal["cold", "hot"]
 _LEAST_SAMPLE_US = 300.0
 _MOST_LAUNCHES = 512
+_CALIBRATE_BELOW_US = 5_000.0
 
 
 class Stopwatch(Protocol):
@@ -41,8 +42,10 @@ class CpuStopwatch:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._cold = itertools.cycle(range(prepared.copies))
-        prepared.run(next(self._cold))
-        once = min(self._time(itertools.repeat(next(self._cold)), 1) for _ in range(3))
+        prepared.run(next(self._cold))  # the first launch of anything is slow
+        once = self._time(self._cold, 1)
+        if once < _CALIBRATE_BELOW_US:
+            once = min(once, *(self._time(self._cold, 1) for _ in range(2)))
         self._launches = min(max(1, math.ceil(_LEAST_SAMPLE_US / once)), _MOST_LAUNCHES)
 
     def sample(self, state: CacheState) -> float:

@@ -6,12 +6,14 @@ Legend: H hidden size; a matrix is [output features, input features].
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from puzzlebench.model.blocks import GQA, GatedMLP, SubBlock
+from puzzlebench.model.blocks import GQA, SubBlock
 from puzzlebench.model.dtypes import WeightDtype
 from puzzlebench.model.parameters import Matrix, sub_block_matrices
 from puzzlebench.model.spec import ModelSpec
@@ -24,6 +26,7 @@ ACTIVATION_DTYPES: dict[WeightDtype, torch.dtype] = {
 }
 _FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 _FP8_LARGEST = 448.0
+_BANK_HALF = 2**22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +99,8 @@ def embedding_weights(
     spec: ModelSpec, weight_dtype: WeightDtype, device: torch.device, generator: torch.Generator
 ) -> Weights:
     """The token embeddings, never quantised."""
-    table = torch.randn(
-        spec.vocab_size, spec.hidden_size, dtype=ACTIVATION_DTYPES[weight_dtype], device=device, generator=generator
-    )
+    shape = (spec.vocab_size, spec.hidden_size)
+    table = random_normal(shape, ACTIVATION_DTYPES[weight_dtype], device, generator)
     return Weights(matrices={"embedding": Dense(weight=table, bias=None)})
 
 
@@ -119,9 +121,28 @@ def head_weights(
     return Weights(matrices={"head": matrix}, norms={"before": norm})
 
 
-def is_gated(sub: SubBlock) -> bool:
-    """Whether the sub-block has gate and up projections."""
-    return isinstance(sub, GatedMLP)
+def random_normal(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Normal numbers, copied from random places of a bank that is drawn once: gigabytes of them cost a memory copy."""
+    bank, count = _bank(dtype, device), math.prod(shape)
+    values = torch.empty(count, dtype=dtype, device=device)
+    for start in range(0, count, _BANK_HALF):
+        part = values[start : start + _BANK_HALF]
+        offset = int(torch.randint(_BANK_HALF, (), device=device, generator=generator))
+        torch.mul(bank[offset : offset + len(part)], scale, out=part)
+    return values.view(shape)
+
+
+@functools.cache
+def _bank(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator(device=device).manual_seed(0)
+    return torch.randn(2 * _BANK_HALF, dtype=dtype, device=device, generator=generator)
 
 
 def _norm(width: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> torch.Tensor:
@@ -138,7 +159,7 @@ def _matrix(
     generator: torch.Generator,
 ) -> Dense | Fp8:
     dtype = ACTIVATION_DTYPES[weight_dtype]
-    weight = torch.randn(outputs, inputs, dtype=dtype, device=device, generator=generator).mul_(inputs**-0.5)
+    weight = random_normal((outputs, inputs), dtype, device, generator, scale=inputs**-0.5)
     added = torch.randn(outputs, dtype=dtype, device=device, generator=generator).mul_(0.1) if bias else None
     if weight_dtype != "fp8":
         return Dense(weight=weight, bias=added)

@@ -12,6 +12,11 @@ ENGINES = ("trtllm", "vllm", "sglang")
 _ALIASES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm"}
 
 
+def engine_name(name: str) -> str:
+    """The name tables use for an engine: lower case, TensorRT-LLM in whichever spelling as trtllm."""
+    return _ALIASES.get(name.lower(), name.lower())
+
+
 def open_kernels(
     gpu: str, engine: str = "trtllm", engine_version: str | None = None
 ) -> tuple[Datasheet, KernelTimings]:
@@ -20,7 +25,7 @@ def open_kernels(
     Raises:
         ValueError: the GPU, engine or version is unknown, or the datasheet cannot be read.
     """
-    engine = _ALIASES.get(engine.lower(), engine.lower())
+    engine = engine_name(engine)
     datasheet = find_datasheet(gpu)
     if bundled_datasheets().get(datasheet.name) is datasheet:
         return datasheet, MeasuredKernels(find_kernel_table(datasheet.name, engine, engine_version))

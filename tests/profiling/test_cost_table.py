@@ -37,7 +37,9 @@ def frame():
             "latency_us": [latency for *_, latency in rows],
             "latency_low_us": [0.9 * latency for *_, latency in rows],
             "latency_high_us": [1.1 * latency for *_, latency in rows],
+            "latency_hot_us": np.nan,
             "samples": 6,
+            "throttled_share": np.nan,
             "energy_mj": np.nan,
             "weight_bytes": 100,
             "kv_bytes_per_token": 8,
@@ -135,9 +137,9 @@ def test_a_key_that_stands_twice(frame):
 
 
 def test_columns_must_be_those_of_the_schema(frame):
-    with pytest.raises(ValueError, match="unknown column 'speed'; schema 1 has: gpu, "):
+    with pytest.raises(ValueError, match="unknown column 'speed'; schema 2 has: gpu, "):
         CostTable(frame=frame.assign(speed=1), metadata=METADATA)
-    with pytest.raises(ValueError, match="column 'phase' is missing; schema 1 has: gpu, "):
+    with pytest.raises(ValueError, match="column 'phase' is missing; schema 2 has: gpu, "):
         CostTable(frame=frame.drop(columns="phase"), metadata=METADATA)
     with pytest.raises(ValueError, match="it has no rows"):
         CostTable(frame=frame.iloc[:0], metadata=METADATA)
