@@ -186,7 +186,7 @@ def _claim(campaign: Campaign) -> None:
 def targets(campaign: Campaign) -> tuple[Target, ...]:
     """The tables to measure, most wanted first."""
     if campaign.device.kind == "cpu":
-        effort = Effort(sessions=3 if campaign.pace < 1 else 5, seconds=120 * campaign.pace)
+        effort = Effort(sessions=8 if campaign.pace == 1 else 2, seconds=110 * campaign.pace)
         fp32 = Precision(weight_dtype="fp32", kv_dtype="fp32")
         return (Target(model="embedded", engine="torch", precision=fp32, grid=CPU_GRID, effort=effort),)
     bf16 = Precision()
@@ -276,7 +276,7 @@ def _composition(campaign: Campaign) -> dict[str, Any]:
         replace(grid, context_lens=grid.prefill_lens),
         campaign.device,
         target.engine,
-        Effort(sessions=3, seconds=90 * campaign.pace),
+        replace(target.effort, seconds=90 * campaign.pace, energy_seconds=0.0),
         campaign.folder / "runs" / "composition",
         campaign.watched("composition"),
     )

@@ -35,7 +35,7 @@ from puzzlebench.measuring.workload import MODEL_PART, Workload
 from puzzlebench.model import memory
 
 _BURST = 2
-_LONG_US = 2_000.0
+_LONG_US = 10_000.0
 """A stretch this long is taken once per visit and needs no rewarming."""
 _HOT_EVERY = 4
 """Hot samples are taken in every so many rounds."""
