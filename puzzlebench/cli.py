@@ -209,7 +209,7 @@ def _add_campaign(commands: Commands) -> None:
     command.add_argument("--steps", metavar="NAME,NAME", help="default: all, in their order")
     command.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop after this long; default: when done")
     command.add_argument("--pace", type=float, default=1.0, help="scale of every duration; 0.1 to see it run (1)")
-    command.add_argument("--archive", type=Path, metavar="FILE.tar.gz", help="pack the folder, whatever happens")
+    command.add_argument("--archive", type=Path, metavar="FILE.tar.gz", help="pack the folder after every step")
     _add_json(command)
     command.set_defaults(run=campaign_command)
 

@@ -175,7 +175,7 @@ def validate_live_command(arguments: argparse.Namespace) -> None:
 
 def campaign_command(arguments: argparse.Namespace) -> None:
     """Run the campaign, print its summary, pack its folder."""
-    from puzzlebench.measuring.campaign import Campaign, archive, run_campaign
+    from puzzlebench.measuring.campaign import Campaign, run_campaign
     from puzzlebench.measuring.device import local_device
     from puzzlebench.render import print_json
 
@@ -195,12 +195,9 @@ def campaign_command(arguments: argparse.Namespace) -> None:
             pace=arguments.pace,
             deadline=deadline,
             report=report,
+            archive=arguments.archive,
         )
-        try:
-            done = run_campaign(campaign, steps)
-        finally:
-            if arguments.archive and folder.is_dir():
-                archive(folder, arguments.archive)
+        done = run_campaign(campaign, steps)
     if arguments.json:
         print_json({"done": done, "folder": str(folder), "steps": _step_results(folder)})
         return

@@ -33,12 +33,13 @@ class _Lines:
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()
         self._stage = ""
-        self._from = 0.0  # what was done already when this run began, by an earlier one
+        self._from = self._share = 0.0  # what was done already when this began, by an earlier run
 
     def __call__(self, share: float, stage: str) -> None:
         now = time.monotonic()
-        if not self._stage:
-            self._from = share
+        if not self._stage or share < self._share:  # begins, or begins something new
+            self._started, self._from = now, share
+        self._share = share
         if stage == self._stage and now - self._last < _LINE_SECONDS:
             return
         done, spent = share - self._from, now - self._started

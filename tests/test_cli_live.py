@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="needs torch")
 from puzzlebench.cli import main
 from puzzlebench.measuring.ceilings import Ceiling, Ceilings
 from puzzlebench.measuring.device import cpu_device
-from puzzlebench.measuring.measure import _import_paths
+from puzzlebench.measuring.measure import python_path
 from puzzlebench.measuring.plan import read_plan
 from puzzlebench.measuring.run_directory import RunDirectory, open_run
 from puzzlebench.measuring.sensors import Reading
@@ -98,7 +98,7 @@ def rough(tmp_path_factory):
     """A profile stopped by Ctrl-C in its timing, and the same command again: in the same folder, to its end."""
     folder = tmp_path_factory.mktemp("rough")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    paths = os.pathsep.join(map(str, _import_paths()))
+    paths = python_path()
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     environment.pop("PUZZLEBENCH_DEBUG", None)
     process = subprocess.Popen(

@@ -14,9 +14,7 @@ MEASURED_DIR = Path(__file__).parent / "measured"
 
 def list_measured_tables() -> dict[str, Path]:
     """Every shipped table by name, `gpu/model.engine.weights-kv`."""
-    return {
-        f"{path.parent.name}/{path.stem}": path for path in sorted(MEASURED_DIR.glob("*/*.parquet"))
-    }
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(MEASURED_DIR.glob("*/*.parquet"))}
 
 
 def find_measured_table(name: str) -> Path:

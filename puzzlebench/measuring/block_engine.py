@@ -111,13 +111,6 @@ class BlockEngine:
 
     def prepare(self, workload: Workload, *, copies: int) -> PreparedBlock:
         """Put a workload in place; of a model there is one copy whatever is asked, its layers evict each other."""
-        try:
-            return self._prepare(workload, copies)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError):
-            self._pools.clear()  # what is in place keeps its own weights; half a pool must not stay in the way
-            raise
-
-    def _prepare(self, workload: Workload, copies: int) -> PreparedBlock:
         match workload.part:
             case "embedding":
                 return self._prepare_embedding(workload, copies)
@@ -249,9 +242,10 @@ class BlockEngine:
         return caches
 
     def _random_bytes(self, count: int) -> torch.Tensor:
-        """Storage that reads as unit-size numbers in the cache's dtype; random bytes are such numbers in fp8."""
+        """Storage that reads as numbers of about unit size in the cache's dtype."""
         if self._precision.kv_dtype == "fp8":
-            # Any byte but the two NaNs is a number; exponents are kept small so that sums stay finite.
-            return torch.randint(0x40, (count,), dtype=torch.uint8, device=self.device, generator=self._generator)
+            # e4m3 without the highest exponent bit: either sign, at most 1.875.
+            bytes_ = torch.randint(256, (count,), dtype=torch.uint8, device=self.device, generator=self._generator)
+            return bytes_.bitwise_and_(0xBF)
         dtype = ACTIVATION_DTYPES[self._precision.kv_dtype]
         return random_normal((count // dtype.itemsize,), dtype, self.device, self._generator).view(torch.uint8)

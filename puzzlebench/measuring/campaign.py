@@ -27,7 +27,7 @@ from puzzlebench.measuring.composition import check_composition, median_error
 from puzzlebench.measuring.device import Device, fingerprint
 from puzzlebench.measuring.kernel_comparison import compare_with_kernels
 from puzzlebench.measuring.live import CPU_GRID, profile_live
-from puzzlebench.measuring.measure import Report
+from puzzlebench.measuring.measure import Report, python_path
 from puzzlebench.measuring.plan import Effort
 from puzzlebench.model.catalog import load_model
 from puzzlebench.model.space import default_space
@@ -36,8 +36,8 @@ from puzzlebench.profiling.profile import Grid
 from puzzlebench.scenario import Precision
 
 _log = logging.getLogger(__name__)
-_REPEATS: Final = 3
-_TESTS_SECONDS: Final = 300.0
+_REPEATS: Final = 2
+_COMMAND_SECONDS: Final = 300.0
 _GPU_GRID: Final = Grid(
     batch_sizes=(1, 8, 32, 128), prefill_lens=(128, 1024, 4096), context_lens=(128, 1024, 4096, 8192)
 )
@@ -75,10 +75,21 @@ class Campaign:
     pace: float
     deadline: float | None
     report: Report
+    archive: Path | None = None
+
+    def seconds_left(self) -> float:
+        """Until the deadline; infinite without one."""
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()
+
+    def keep(self) -> None:
+        """Write the summary and pack what there is: the machine may be gone in a moment."""
+        write_summary(self.folder)
+        if self.archive is not None:
+            pack(self.folder, self.archive)
 
     def check_time(self) -> None:
         """Raise TimeUpError once the deadline is past."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self.seconds_left() < 0:
             raise TimeUpError
 
     def watched(self, stage: str) -> Report:
@@ -116,7 +127,7 @@ def run_campaign(campaign: Campaign, steps: Sequence[str] | None = None) -> bool
     except TimeUpError:
         return False
     finally:
-        write_summary(campaign.folder)
+        campaign.keep()
     return True
 
 
@@ -135,6 +146,7 @@ def _run_step(campaign: Campaign, step: Step) -> None:
     _write_json(
         campaign.folder / f"{step.name}.json", {"step": step.name, "seconds": time.monotonic() - started, **found}
     )
+    campaign.keep()
 
 
 def _attempt(what: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -148,7 +160,7 @@ def _attempt(what: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
 
-def archive(folder: Path, file: Path) -> None:
+def pack(folder: Path, file: Path) -> None:
     """Pack the campaign's folder, raw samples included, into one .tar.gz that appears whole or not at all."""
     unfinished = file.with_name(f".{file.name}.part")
     with tarfile.open(unfinished, "w:gz") as packed:
@@ -159,7 +171,7 @@ def archive(folder: Path, file: Path) -> None:
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
-    return None if entry.name.endswith((".log", "/lock", ".part")) else entry
+    return None if entry.name.endswith(("/lock", ".part")) else entry
 
 
 def _choose(names: Sequence[str] | None) -> list[Step]:
@@ -191,13 +203,13 @@ def targets(campaign: Campaign) -> tuple[Target, ...]:
         return (Target(model="embedded", engine="torch", precision=fp32, grid=CPU_GRID, effort=effort),)
     bf16 = Precision()
     fp8 = Precision(weight_dtype="fp8", kv_dtype="fp8")
-    long = Effort(sessions=3, seconds=150 * campaign.pace, energy_seconds=0.3 * campaign.pace)
-    short = Effort(sessions=2, seconds=90 * campaign.pace)
+    long = Effort(sessions=2, seconds=100 * campaign.pace)
+    short = Effort(sessions=2, seconds=50 * campaign.pace)
     return (
         Target(model="llama-3.1-8b", engine="triton", precision=bf16, grid=_GPU_GRID, effort=long),
-        Target(model="llama-3.1-8b", engine="torch", precision=bf16, grid=_SMALL_GPU_GRID, effort=short),
         Target(model="llama-3.1-8b", engine="triton", precision=fp8, grid=_SMALL_GPU_GRID, effort=short),
         Target(model="llama-3.1-70b", engine="triton", precision=bf16, grid=_SMALL_GPU_GRID, effort=short),
+        Target(model="llama-3.1-8b", engine="torch", precision=bf16, grid=_SMALL_GPU_GRID, effort=short),
     )
 
 
@@ -206,32 +218,57 @@ def _kernel_tests(campaign: Campaign) -> dict[str, Any]:
     if not tests.is_dir():
         return {"skipped": "the tests are not installed with the package; run from a checkout"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(tests)]
-    left = math.inf if campaign.deadline is None else campaign.deadline - time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=min(left, _TESTS_SECONDS))
-    except subprocess.TimeoutExpired:
-        campaign.check_time()
-        raise ValueError(f"the kernel tests took over {_TESTS_SECONDS:.0f} s") from None
+    done = _bounded(campaign, command)
     lines = done.stdout.strip().splitlines()
     return {"passed": done.returncode == 0, "summary": lines[-1] if lines else "", "tail": lines[-40:]}
+
+
+def _bounded(campaign: Campaign, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command, at the longest until the campaign's time is up or `_COMMAND_SECONDS`.
+
+    Raises:
+        TimeUpError: the campaign's time was up first.
+        ValueError: it took too long.
+    """
+    campaign.check_time()
+    limit = min(campaign.seconds_left(), _COMMAND_SECONDS)
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        if limit < _COMMAND_SECONDS:
+            raise TimeUpError from None
+        raise ValueError(f"{command[2]} took over {_COMMAND_SECONDS:.0f} s") from None
 
 
 def _ceilings(campaign: Campaign) -> dict[str, Any]:
     return {"ceilings": ceilings_to_json(measure_ceilings(campaign.device, seconds=max(1.0, 10.0 * campaign.pace)))}
 
 
-def _tables(campaign: Campaign) -> dict[str, Any]:
-    summaries = []
-    for target in targets(campaign):
-        file = campaign.folder / "tables" / target.name
-        run = campaign.folder / "runs" / file.stem
+def _first_table(campaign: Campaign) -> dict[str, Any]:
+    return _tables(campaign, targets(campaign)[:1])
 
-        def measure_one(target: Target = target, file: Path = file, run: Path = run) -> dict[str, Any]:
-            table, found = _profile(campaign, target, run)
+
+def _other_tables(campaign: Campaign) -> dict[str, Any]:
+    return _tables(campaign, targets(campaign)[1:])
+
+
+def _tables(campaign: Campaign, wanted: Sequence[Target]) -> dict[str, Any]:
+    """Measure tables one by one; one that is there is not measured again, and one that fails is written down."""
+    summaries = []
+    for target in wanted:
+        file = campaign.folder / "tables" / target.name
+        facts = file.with_suffix(".json")
+
+        def measure_one(target: Target = target, file: Path = file) -> dict[str, Any]:
+            table, found = _profile(campaign, target, campaign.folder / "runs" / file.stem)
             write_cost_table(table, file)
             return found
 
-        summaries.append({"table": target.name, **_attempt(target.name, measure_one)})
+        if not _done(facts):
+            _write_json(facts, _attempt(target.name, measure_one))
+            campaign.keep()
+        summaries.append({"table": target.name, **json.loads(facts.read_text())})
     failed = [row["table"] for row in summaries if "failed" in row]
     return {"tables": summaries, **({"failed": ", ".join(failed)} if failed else {})}
 
@@ -298,9 +335,13 @@ def _kernel_comparison(campaign: Campaign) -> dict[str, Any]:
 
 
 def _kernel_benchmark(campaign: Campaign) -> dict[str, Any]:
-    from puzzlebench_kernels.benchmark import run
-
-    return {"kernels": run(seconds=max(0.02, 0.3 * campaign.pace))}
+    """In a process of its own: what it allocates is given back to the card."""
+    seconds = max(0.02, 0.2 * campaign.pace)
+    code = f"import json; from puzzlebench_kernels.benchmark import run; print(json.dumps(run(seconds={seconds})))"
+    done = _bounded(campaign, [sys.executable, "-c", code])
+    if done.returncode:
+        raise ValueError(f"the kernel benchmark failed: {done.stderr.strip().splitlines()[-1:]}")
+    return {"kernels": json.loads(done.stdout.splitlines()[-1])}
 
 
 def _repeats(campaign: Campaign) -> dict[str, Any]:
@@ -323,14 +364,31 @@ def _repeats(campaign: Campaign) -> dict[str, Any]:
     return {"repeats": _REPEATS, "pairs": pairs}
 
 
+def _energy(campaign: Campaign) -> dict[str, Any]:
+    """Energy of every sub-block at two sizes; the card's counter ticks slowly, so each takes over a second."""
+    first = targets(campaign)[0]
+    target = replace(
+        first,
+        grid=Grid(batch_sizes=(8, 128), prefill_lens=(1024,), context_lens=(1024,)),
+        effort=Effort(sessions=1, seconds=10 * campaign.pace, energy_seconds=1.5 * campaign.pace),
+    )
+    table, _ = _profile(campaign, target, campaign.folder / "runs" / "energy")
+    write_cost_table(table, campaign.folder / "tables" / f"{Path(target.name).stem}.energy.parquet")
+    measured = table.frame[table.frame["energy_mj"] > 0]
+    watts = measured["energy_mj"] / measured["latency_us"] * 1e3
+    return {"cells": len(measured), "median_watts": float(watts.median()) if len(measured) else None}
+
+
 STEPS: Final = (
     Step(name="kernel-tests", about="Triton kernels against float64", run=_kernel_tests, needs_gpu=True),
     Step(name="ceilings", about="copy bandwidth, matrix rates, launch latency, graph gap", run=_ceilings),
-    Step(name="tables", about="every sub-block, prefill and decode", run=_tables),
+    Step(name="table", about="every sub-block, prefill and decode", run=_first_table),
     Step(name="composition", about="sums of blocks against whole models", run=_composition),
-    Step(name="kernel-comparison", about="against shipped kernel measurements", run=_kernel_comparison, needs_gpu=True),
     Step(name="kernel-benchmark", about="our kernels beside torch", run=_kernel_benchmark, needs_gpu=True),
     Step(name="repeats", about="the same profile again (A/A)", run=_repeats),
+    Step(name="other-tables", about="fp8, a larger model, plain torch", run=_other_tables, needs_gpu=True),
+    Step(name="energy", about="millijoules of every sub-block", run=_energy, needs_gpu=True),
+    Step(name="kernel-comparison", about="against shipped kernel measurements", run=_kernel_comparison, needs_gpu=True),
 )
 
 
@@ -352,7 +410,7 @@ def write_summary(folder: Path) -> None:
 
 def _line(step: str, found: dict[str, Any]) -> str:
     for word in ("skipped", "failed"):
-        if word in found and step != "tables":
+        if word in found and "tables" not in found:
             return f"{word}: {found[word]}"
     match step:
         case "kernel-tests":
@@ -361,7 +419,7 @@ def _line(step: str, found: dict[str, Any]) -> str:
             ceilings = found["ceilings"]
             copy, bf16 = ceilings["copy_bytes_per_s"]["median"], ceilings["bf16_flops"]["median"]
             return f"copy {copy / 1e9:,.0f} GB/s, bf16 {bf16 / 1e12:,.3g} TFLOP/s"
-        case "tables":
+        case "table" | "other-tables":
             return "; ".join(
                 f"{row['table']}: failed, {row['failed']}"
                 if "failed" in row
@@ -379,6 +437,8 @@ def _line(step: str, found: dict[str, Any]) -> str:
         case "kernel-benchmark":
             ours = [row for row in found["kernels"] if row["implementation"] == "triton"]
             return "; ".join(f"{row['kernel']} {row['share_of_copy']:.2f} of copy" for row in ours)
+        case "energy":
+            return f"{found['cells']} cells, median {found['median_watts'] or math.nan:.0f} W"
         case _:
             return "; ".join(
                 f"{row['pair']}: {100 * row['agree']:.0f} % of {row['cells']} cells agree" for row in found["pairs"]

@@ -147,7 +147,13 @@ def cell_keys(model: Architecture, phase: Phase, batch_size: int, length: int) -
 
 
 def median_error(found: list[Composition]) -> float:
-    """Median absolute error."""
+    """Median absolute error.
+
+    Raises:
+        ValueError: nothing was compared.
+    """
+    if not found:
+        raise ValueError("no whole model could be compared")
     return float(np.median([abs(one.error) for one in found]))
 
 

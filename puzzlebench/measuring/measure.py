@@ -58,8 +58,7 @@ def _finished(run: RunDirectory, session: int) -> bool:
 
 
 def _run_session(run: RunDirectory, session: int, plan: Plan, report: Report) -> None:
-    paths = [str(path) for path in _import_paths()]
-    environment = {**os.environ, **SESSION_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, **SESSION_ENVIRONMENT, "PYTHONPATH": python_path()}
     command = [sys.executable, "-m", "puzzlebench.measuring.session", str(run.path), str(session)]
     log = run.path / f"session.{session}.log"
     error = None
@@ -114,11 +113,11 @@ def _progress(session: int, sessions: int, message: dict[str, Any]) -> tuple[flo
     return (session + inside) / sessions, f"session {session + 1} of {sessions}: {stage}"
 
 
-def _import_paths() -> list[Path]:
-    """Where this process found its packages, so that a session finds the same ones."""
+def python_path() -> str:
+    """PYTHONPATH under which a child process finds the packages that this one found."""
     import puzzlebench_profiles
 
     roots = [Path(module.__file__ or "").parents[1] for module in (puzzlebench, puzzlebench_profiles)]
     roots.append(roots[0] / "kernels")
     existing = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return [*dict.fromkeys([*(root for root in roots if root.exists()), *existing])]
+    return os.pathsep.join(str(path) for path in dict.fromkeys([*(r for r in roots if r.exists()), *existing]))

@@ -7,9 +7,10 @@ cache, D head size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -95,10 +96,12 @@ def rotation(length: int, head_dim: int, device: torch.device) -> tuple[torch.Te
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseCache:
-    """Keys and values, each [B, kv heads, C, D]."""
+    """Keys and values, each [B, kv heads, C, D], and the RoPE angles of the step in the activations' dtype."""
 
     keys: torch.Tensor
     values: torch.Tensor
+    cosine: torch.Tensor
+    sine: torch.Tensor
 
 
 class TorchOps:
@@ -118,7 +121,10 @@ class TorchOps:
         """A `DenseCache` over the storage."""
         shape = (2, step.batch_size, step.num_kv_heads, step.cached, step.head_dim)
         keys, values = storage.view(self._cache_dtype).view(shape)
-        return DenseCache(keys=keys, values=values)
+        cosine, sine = (angles[:, None].to(self._cache_dtype) for angles in step.rotation)
+        if step.phase == "decode":
+            cosine, sine = cosine[-1:], sine[-1:]
+        return DenseCache(keys=keys, values=values, cosine=cosine, sine=sine)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMSNorm over the last dimension."""
@@ -135,16 +141,20 @@ class TorchOps:
         """[T, inputs] to [T, outputs]; fp8 quantises the input with its static scale first."""
         if isinstance(matrix, Dense):
             return F.linear(x, matrix.weight, matrix.bias)
-        scaled = (x / matrix.input_scale).clamp(-_FP8_LARGEST, _FP8_LARGEST).to(torch.float8_e4m3fn)
         product: torch.Tensor = torch._scaled_mm(
-            scaled,
+            self.quantise(x, matrix.input_scale_value),
             matrix.weight.t(),
             scale_a=matrix.input_scale,
             scale_b=matrix.scale,
             bias=matrix.bias,
             out_dtype=x.dtype,
+            use_fast_accum=True,
         )
         return product
+
+    def quantise(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        """x / scale in float8_e4m3fn, saturated; three kernels here."""
+        return (x * (1.0 / scale)).clamp_(-_FP8_LARGEST, _FP8_LARGEST).to(torch.float8_e4m3fn)
 
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up."""
@@ -157,7 +167,7 @@ class TorchOps:
         rows = step.length if step.phase == "prefill" else 1
         heads, kv_heads = step.num_heads, step.num_kv_heads
         shaped = qkv.view(step.batch_size, rows, heads + 2 * kv_heads, step.head_dim)
-        rotated = self._rotate(shaped[:, :, : heads + kv_heads], step).transpose(1, 2)
+        rotated = _rotate(shaped[:, :, : heads + kv_heads], cache).transpose(1, 2)
         queries, keys = rotated[:, :heads], rotated[:, heads:]
         values = shaped[:, :, heads + kv_heads :].transpose(1, 2)
         if step.phase == "decode":
@@ -165,7 +175,8 @@ class TorchOps:
             cache.values[:, :, -1:] = values
             # The queries of a group read the same keys: one attention of `group` rows, nothing expanded.
             grouped = queries.reshape(step.batch_size, kv_heads, heads // kv_heads, step.head_dim)
-            out = F.scaled_dot_product_attention(grouped, cache.keys, cache.values)
+            with _decode_backends(qkv.device):
+                out = F.scaled_dot_product_attention(grouped, cache.keys, cache.values)
             return out.reshape(step.batch_size, heads * step.head_dim)
         cache.keys.copy_(keys[:, :, -step.cached :])
         cache.values.copy_(values[:, :, -step.cached :])
@@ -182,14 +193,22 @@ class TorchOps:
         )
         return out.transpose(1, 2).reshape(step.tokens, step.num_heads * step.head_dim)
 
-    def _rotate(self, x: torch.Tensor, step: AttentionStep) -> torch.Tensor:
-        """Rotate [B, rows, heads, D] by its positions, halves against each other as Llama does."""
-        cosine, sine = step.rotation
-        if step.phase == "decode":
-            cosine, sine = cosine[-1:], sine[-1:]
-        cosine, sine = cosine[:, None].to(x.dtype), sine[:, None].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+def _rotate(x: torch.Tensor, cache: DenseCache) -> torch.Tensor:
+    """Rotate [B, rows, heads, D] by its positions, halves against each other as Llama does."""
+    first, second = x.chunk(2, dim=-1)
+    cosine, sine = cache.cosine, cache.sine
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def _decode_backends(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """On a GPU, flash attention first: it splits long caches over the multiprocessors, which cuDNN's may not."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
 
 
 @functools.cache

@@ -1,13 +1,13 @@
 """From a measurement's folder to one row per workload: latency with its interval, hot latency, energy and memory.
 
-Reads files only. Samples taken while the GPU held its clocks down, or in a round that something else on a CPU
-disturbed, are left out of a median unless there are no others; the shares say how many there were either way.
+Reads files only. Samples taken while the GPU held its clocks down (but for its power cap), or in a round that something
+else on a CPU disturbed, are left out of a median unless there are no others; the shares count all of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,15 @@ class Results:
     others_share: float = 0.0
 
 
+def set_aside(reasons: Iterable[str]) -> bool:
+    """Whether a sample with these throttle reasons is left out of medians.
+
+    The power cap is not among them: large matrices run into it all the time, in serving too, and samples that happened
+    to escape it would be faster than any server.
+    """
+    return any(reason not in ("", "sw_power_cap") for reason in reasons)
+
+
 def read_results(run: RunDirectory) -> Results:
     """Summarise what is on disk; finished or not."""
     plan = run.plan
@@ -86,7 +95,8 @@ def read_results(run: RunDirectory) -> Results:
     disturbance = find_disturbance(samples) if on_cpu else None
     samples["disturbed"] = False if disturbance is None else disturbance.disturbed
     samples["throttled"] = samples["throttle_reasons"] != ""
-    samples["clear"] = ~samples["disturbed"] & ~samples["throttled"]
+    slowed = samples["throttle_reasons"].map(lambda reasons: set_aside(reasons.split(",")))
+    samples["clear"] = ~samples["disturbed"] & ~slowed.astype(bool)
     events = [event for session in range(plan.effort.sessions) for event in run.events(session)]
     facts = _facts(events)
     by_work = {workload_from_key(key): rows for key, rows in samples.groupby(list(WORKLOAD_COLUMNS), sort=False)}

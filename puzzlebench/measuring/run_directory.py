@@ -39,7 +39,8 @@ SAMPLE_COLUMNS: Final = (
     "power_w",
     "throttle_reasons",
 )
-_VOLATILE: Final = ("date", "git_commit")  # may differ between the start of a run and its resumption
+_SAME: Final = ("puzzlebench", "device", "torch", "cuda", "triton", "threads")
+"""Facts that a run may not change between its start and its resumption; two lent machines differ in smaller ones."""
 
 
 class RunDirectory:
@@ -154,7 +155,7 @@ def _keep_plan(path: Path, plan: Plan) -> None:
 
 def _stable(plan: dict[str, Any]) -> dict[str, Any]:
     """The plan less what may change between a run and its resumption."""
-    fingerprint = {key: value for key, value in plan["fingerprint"].items() if key not in _VOLATILE}
+    fingerprint = {key: value for key, value in plan["fingerprint"].items() if key in _SAME}
     return {**plan, "fingerprint": fingerprint}
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +29,7 @@ from puzzlebench.measuring.device import local_device
 from puzzlebench.measuring.engines import Engine, Prepared, open_engine
 from puzzlebench.measuring.memory_probe import Probe, probe_memory
 from puzzlebench.measuring.plan import Plan, Planned, bytes_of_run
+from puzzlebench.measuring.results import set_aside
 from puzzlebench.measuring.run_directory import WORKLOAD_COLUMNS, RunDirectory, workload_columns, workload_from_key
 from puzzlebench.measuring.sensors import Reading, Sensor, open_sensor
 from puzzlebench.measuring.statistics import relative_width
@@ -125,6 +128,7 @@ def _put_in_place(
         for event in run.events(earlier)
         if "peak_bytes" in event
     }
+    on_gpu = engine.device.type == "cuda"
     found: dict[Workload, Stopwatch] = {}
     order = sorted(plan.workloads, key=lambda planned: _bytes_held(plan, planned), reverse=True)
     for place, planned in enumerate(order):
@@ -139,7 +143,14 @@ def _put_in_place(
             prepared = engine.prepare(planned.workload, copies=planned.copies)
             probe = None if tuple(work.values()) in probed else probe_memory(prepared, engine.device)
             stopwatch = start_stopwatch(prepared, engine.device)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            from_triton = type(error).__module__.startswith("triton")  # not RuntimeErrors; nothing has run yet
+            if not from_triton and not isinstance(error, MemoryError | RuntimeError | ValueError):
+                raise
+            if on_gpu and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                # A failed capture or an illegal access leaves CUDA unusable: start afresh without this workload.
+                traceback.print_exc()
+                os.abort()
             run.append_event(session, {"event": "miss", "workload": work, "reason": _reason(error)})
             del error
             _recover()
@@ -208,7 +219,7 @@ def _time_rounds(
                 if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
                     reading = sensor.read()
                 rows += [{**visit, "cache": cache, "latency_us": us, **_columns(reading)} for cache, us in taken]
-                if not reading.throttle_reasons:  # those that count towards the interval
+                if not set_aside(reading.throttle_reasons):  # those that count towards the interval
                     cold[work] += [us for cache, us in taken if cache == "cold"]
             run.write_samples(session, number, rows)
             number += 1
@@ -250,7 +261,8 @@ def _on_disk(
     frame = run.samples(session)
     if frame.empty:
         return cold, 0.0, 0
-    counted = frame[(frame["cache"] == "cold") & (frame["throttle_reasons"] == "")]
+    slowed = frame["throttle_reasons"].map(lambda reasons: set_aside(reasons.split(",")))
+    counted = frame[(frame["cache"] == "cold") & ~slowed]
     for key, rows in counted.groupby(list(WORKLOAD_COLUMNS), sort=False):
         cold.setdefault(workload_from_key(key), []).extend(rows["latency_us"].tolist())
     return cold, float(frame["seconds"].max()), run.rounds(session)

@@ -103,6 +103,12 @@ class TritonOps(TorchOps):
 
         return add_rms_norm(x, residual, weight, NORM_EPSILON)
 
+    def quantise(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        """x / scale in float8_e4m3fn, saturated, in one kernel."""
+        from puzzlebench_kernels.quantise import quantise_fp8
+
+        return quantise_fp8(x, scale)
+
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up in one kernel."""
         from puzzlebench_kernels.swiglu import swiglu
@@ -130,7 +136,7 @@ class TritonOps(TorchOps):
         )
         heads, kv_heads = step.num_heads, step.num_kv_heads
         if step.phase == "decode":
-            queries = qkv.view(step.batch_size, heads + 2 * kv_heads, step.head_dim)[:, :heads].contiguous()
+            queries = qkv.view(step.batch_size, heads + 2 * kv_heads, step.head_dim)[:, :heads]
             out = paged_decode_attention(
                 queries, cache.keys, cache.values, cache.page_table, cache.lengths, max_length=step.cached
             )

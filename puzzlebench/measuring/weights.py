@@ -26,6 +26,7 @@ ACTIVATION_DTYPES: dict[WeightDtype, torch.dtype] = {
 }
 _FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 _FP8_LARGEST = 448.0
+_INPUT_SCALE = 8.0 / _FP8_LARGEST  # activations here stay within 8
 _BANK_HALF = 2**22
 
 
@@ -39,11 +40,12 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fp8:
-    """A matrix in float8_e4m3fn with one scale for it and one, static, for its input."""
+    """A matrix in float8_e4m3fn with one scale for it and one, static, for its input, also as a number."""
 
     weight: torch.Tensor
     scale: torch.Tensor
     input_scale: torch.Tensor
+    input_scale_value: float
     bias: torch.Tensor | None
 
 
@@ -167,6 +169,7 @@ def _matrix(
     return Fp8(
         weight=(weight / scale).to(torch.float8_e4m3fn),
         scale=scale,
-        input_scale=torch.full((1,), 8.0 / _FP8_LARGEST, device=device),  # activations here stay within 8
+        input_scale=torch.full((1,), _INPUT_SCALE, device=device),
+        input_scale_value=_INPUT_SCALE,
         bias=added,
     )

@@ -1,13 +1,15 @@
 """The campaign: steps once each, errors and time limits that leave a folder to go on in, an archive without traces."""
 
 import json
+import sys
 import tarfile
 import time
+from dataclasses import replace
 
 import pytest
 
 from puzzlebench.measuring import campaign as module
-from puzzlebench.measuring.campaign import Campaign, Step, TimeUpError, archive, run_campaign, targets
+from puzzlebench.measuring.campaign import Campaign, Step, TimeUpError, pack, run_campaign, targets
 from puzzlebench.measuring.device import cpu_device
 
 
@@ -108,18 +110,62 @@ def test_another_devices_folder_is_refused(campaign, monkeypatch):
         run_campaign(campaign)
 
 
-def test_the_archive_holds_results_but_no_names_locks_or_logs(campaign, monkeypatch, tmp_path):
+def test_the_archive_holds_results_and_logs_but_no_names_or_locks(campaign, monkeypatch, tmp_path):
     Recorder(monkeypatch, "a")
     run_campaign(campaign)
     for left in ("lock", "session.0.log", ".x.part"):
         (campaign.folder / left).write_text("x")
-    archive(campaign.folder, tmp_path / "c.tar.gz")
+    pack(campaign.folder, tmp_path / "c.tar.gz")
     with tarfile.open(tmp_path / "c.tar.gz") as packed:
         members = packed.getmembers()
     names = {member.name for member in members}
-    assert {"campaign/a.json", "campaign/summary.md", "campaign/provenance.json"} <= names
-    assert not [name for name in names if name.endswith(("lock", ".log", ".part"))]
+    assert {"campaign/a.json", "campaign/summary.md", "campaign/provenance.json", "campaign/session.0.log"} <= names
+    assert not [name for name in names if name.endswith(("lock", ".part"))]
     assert {member.uname for member in members} == {""}
+
+
+def test_every_finished_step_is_in_the_archive_at_once(campaign, monkeypatch, tmp_path):
+    packed = replace(campaign, archive=tmp_path / "c.tar.gz")
+    found = []
+
+    def look():
+        with tarfile.open(packed.archive) as file:
+            found.extend(file.getnames())
+
+    steps = Recorder(monkeypatch, "a", "b", slow=["b"])
+    run = steps.run
+    monkeypatch.setattr(steps, "run", lambda name: (look() if name == "b" else None, run(name))[1])
+    assert not run_campaign(packed)
+    assert "campaign/a.json" in found
+
+
+def test_a_table_that_is_there_is_not_measured_again(campaign, monkeypatch):
+    asked = []
+
+    def profile(_campaign, target, _run):
+        asked.append(target.name)
+        if target.engine == "broken":
+            raise ValueError("no such engine")
+        return "a table", {"cells": 3}
+
+    monkeypatch.setattr(module, "_profile", profile)
+    monkeypatch.setattr(module, "write_cost_table", lambda table, file: file.write_text(table))
+    (campaign.folder / "tables").mkdir(parents=True)
+    (campaign.folder / "provenance.json").write_text('{"display_name": "x"}')
+    good = targets(campaign)[0]
+    bad = replace(good, engine="broken")
+    first = module._tables(campaign, [good, bad])
+    second = module._tables(campaign, [good, bad])
+    assert asked == [good.name, bad.name, bad.name]
+    assert first == second
+    assert first["failed"] == bad.name
+    assert first["tables"][0] == {"table": good.name, "cells": 3}
+
+
+def test_a_command_that_outlasts_the_campaign_is_stopped(campaign):
+    soon = replace(campaign, deadline=time.monotonic() + 0.5)
+    with pytest.raises(TimeUpError):
+        module._bounded(soon, [sys.executable, "-c", "import time; time.sleep(60)"])
 
 
 def test_the_targets_of_this_machine_are_tables_of_models_that_load(campaign):

@@ -141,7 +141,7 @@ def report(share, stage):
 measure(Path({str(folder)!r}), read_plan(Path({str(tmp_path / "wanted.json")!r})), report)
 """
     (tmp_path / "wanted.json").write_text(json.dumps(plan_to_json(plan)))
-    paths = os.pathsep.join([*map(str, module._import_paths())])
+    paths = module.python_path()
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     try:
         wait_for(ready.exists)

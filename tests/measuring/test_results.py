@@ -95,7 +95,7 @@ def test_sessions_shift_together(run, write, one, other):
 
 def test_throttled_samples_are_left_out(run, write, one):
     cold = [10.0, 10.1, 9.9, 10.0, 30.0, 31.0, 32.0, 33.0]
-    write(one, 0, cold, reasons=[""] * 4 + ["sw_power_cap"] * 4)
+    write(one, 0, cold, reasons=[""] * 4 + ["hw_slowdown"] * 4)
     found = read_results(run).measured[one]
     assert found.latency_us == pytest.approx(10.0)
     assert found.high_us < 20
@@ -103,16 +103,24 @@ def test_throttled_samples_are_left_out(run, write, one):
 
 
 def test_samples_that_are_all_throttled_are_kept(run, write, one):
-    write(one, 0, [30.0, 31.0, 32.0], reasons=["sw_power_cap"] * 3)
+    write(one, 0, [30.0, 31.0, 32.0], reasons=["hw_slowdown"] * 3)
     found = read_results(run).measured[one]
     assert found.latency_us == pytest.approx(31)
     assert (found.samples, found.throttled_share) == (3, 1.0)
 
 
+def test_the_power_cap_is_counted_but_stays_in(run, write, one):
+    """Large matrices run into it in serving too: samples that escaped it would be faster than any server."""
+    write(one, 0, [10.0, 10.0, 12.0, 12.0, 12.0], reasons=["", "", *["sw_power_cap"] * 3])
+    found = read_results(run).measured[one]
+    assert found.latency_us == pytest.approx(12.0)
+    assert (found.samples, found.throttled_share) == (5, 0.6)
+
+
 def test_a_throttled_session_gives_way_to_one_that_was_not(run, write, one, other):
     write(one, 0, [10.0, 10.1, 9.9])
     write(other, 0, [2.0, 2.0, 2.0])
-    write(one, 1, [30.0, 31.0, 32.0], reasons=["sw_power_cap"] * 3)
+    write(one, 1, [30.0, 31.0, 32.0], reasons=["hw_slowdown"] * 3)
     write(other, 1, [2.0, 2.0, 2.0])
     found = read_results(run).measured[one]
     assert found.latency_us == pytest.approx(10.0, rel=0.02)

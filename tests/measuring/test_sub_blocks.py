@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from puzzlebench.measuring.ops import NORM_EPSILON, AttentionStep, TorchOps, rotation  # noqa: E402
+from puzzlebench.measuring.ops import NORM_EPSILON, AttentionStep, TorchOps, _rotate, rotation  # noqa: E402
 from puzzlebench.measuring.sub_blocks import Stream, run_embedding, run_head, run_sub_block  # noqa: E402
 from puzzlebench.measuring.weights import (  # noqa: E402
     Dense,
@@ -102,14 +102,15 @@ def test_decode_of_the_last_token_is_the_last_row_of_prefill(kv_heads, window):
     batch, length = 3, 9
     prefill = make_step("prefill", batch, length, kv_heads=kv_heads, window=window)
     qkv = torch.randn(batch, length, (4 + 2 * kv_heads) * 8)
-    cache = new_cache(prefill)
+    storage = torch.zeros(OPS.cache_bytes(prefill), dtype=torch.uint8)
+    cache = OPS.new_cache(prefill, storage)
     whole = OPS.attend(qkv.view(batch * length, -1).clone(), cache, prefill).view(batch, length, -1)
     assert cache.keys.shape == (batch, kv_heads, length if window is None else min(length, window), 8)
     cache.keys[:, :, -1] = math.nan  # decode must write its own
     cache.values[:, :, -1] = math.nan
     decode = make_step("decode", batch, length, kv_heads=kv_heads, window=window)
     assert OPS.cache_bytes(decode) == OPS.cache_bytes(prefill)
-    last = OPS.attend(qkv[:, -1].clone(), cache, decode)
+    last = OPS.attend(qkv[:, -1].clone(), OPS.new_cache(decode, storage), decode)
     torch.testing.assert_close(last, whole[:, -1], **TIGHT)
 
 
@@ -123,9 +124,9 @@ def test_rotation_is_that_of_transformers():
     x = torch.randn(2, 50, 3, 16)
     cosine, sine = LlamaRotaryEmbedding(config)(x, torch.arange(50)[None])
     theirs, _ = apply_rotary_pos_emb(x, x, cosine, sine, unsqueeze_dim=2)
-    torch.testing.assert_close(OPS._rotate(x, step), theirs, **TIGHT)
+    torch.testing.assert_close(_rotate(x, new_cache(step)), theirs, **TIGHT)
     decode = make_step("decode", 2, 50, head_dim=16)
-    torch.testing.assert_close(OPS._rotate(x[:, -1:], decode), theirs[:, -1:], **TIGHT)
+    torch.testing.assert_close(_rotate(x[:, -1:], new_cache(decode)), theirs[:, -1:], **TIGHT)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "both"])
