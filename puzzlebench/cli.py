@@ -150,7 +150,12 @@ def _add_profile(commands: Commands) -> None:
 
 def _add_show(commands: Commands) -> None:
     command = commands.add_parser("show", help="print a cost table", description="Print a cost table.")
-    command.add_argument("table", type=Path, metavar="TABLE", help="a file that `profile` wrote")
+    command.add_argument(
+        "table",
+        type=Path,
+        metavar="TABLE",
+        help="a file that `profile` wrote, or a shipped table: gpu/model.engine.dtypes",
+    )
     command.add_argument("--batch-size", type=int, help="default: the middle one")
     command.add_argument("--phase", choices=("prefill", "decode"), help="default: both")
     _add_json(command)
@@ -284,7 +289,10 @@ def _show(arguments: argparse.Namespace) -> None:
     from puzzlebench.profiling.cost_table import read_cost_table
     from puzzlebench.render import cost_table_json, print_cost_table, print_json
 
-    table = read_cost_table(arguments.table)
+    from puzzlebench_profiles.measured_tables import list_measured_tables
+
+    path: Path = arguments.table
+    table = read_cost_table(path if path.exists() else list_measured_tables().get(str(path), path))
     if arguments.json:
         print_json(cost_table_json(table))
         return

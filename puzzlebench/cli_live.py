@@ -26,7 +26,7 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
     """How long and how to measure; each has no effect on a table made from measured kernels."""
     live = parser.add_argument_group("measuring the device in hand")
     live.add_argument("--sessions", type=int, help="fresh processes, each measures everything (CPU: 8, GPU: 3)")
-    live.add_argument("--seconds", type=float, help="of timing, all sessions together (110)")
+    live.add_argument("--seconds", type=float, help="of timing, all sessions together (100)")
     live.add_argument("--target-width", type=float, help="stop a cell at this relative width of its interval (0.02)")
     live.add_argument("--energy-seconds", type=float, help="count each cell's energy over this long (0: not at all)")
     live.add_argument("--lock-clocks", type=int, metavar="MHZ", help="fix the GPU's clock meanwhile; needs root")

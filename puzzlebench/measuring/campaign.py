@@ -198,7 +198,7 @@ def _claim(campaign: Campaign) -> None:
 def targets(campaign: Campaign) -> tuple[Target, ...]:
     """The tables to measure, most wanted first."""
     if campaign.device.kind == "cpu":
-        effort = Effort(sessions=8 if campaign.pace == 1 else 2, seconds=110 * campaign.pace)
+        effort = Effort(sessions=8 if campaign.pace == 1 else 2, seconds=100 * campaign.pace)
         fp32 = Precision(weight_dtype="fp32", kv_dtype="fp32")
         return (Target(model="embedded", engine="torch", precision=fp32, grid=CPU_GRID, effort=effort),)
     bf16 = Precision()

@@ -44,7 +44,7 @@ class Effort:
     """
 
     sessions: int = 8
-    seconds: float = 110.0
+    seconds: float = 100.0
     target_width: float = 0.02
     energy_seconds: float = 0.0
     lock_clocks_mhz: int | None = None

@@ -38,8 +38,10 @@ from puzzlebench.measuring.workload import MODEL_PART, Workload
 from puzzlebench.model import memory
 
 _BURST = 2
-_LONG_US = 10_000.0
+_LONG_US = 2_000.0
 """A stretch this long is taken once per visit and needs no rewarming."""
+_LONG_MODEL_US = 20_000.0
+"""The same for a whole model, whose weights the other workloads have driven out of the caches."""
 _HOT_EVERY = 4
 """Hot samples are taken in every so many rounds."""
 _LEAST_ROUNDS = 4
@@ -215,7 +217,8 @@ def _time_rounds(
                     "round": number,
                     "seconds": spent + time.perf_counter() - started,
                 }
-                taken = list(_visit(in_place[work], with_hot=number % _HOT_EVERY == 0))
+                long_us = _LONG_MODEL_US if work.part == MODEL_PART else _LONG_US
+                taken = list(_visit(in_place[work], long_us=long_us, with_hot=number % _HOT_EVERY == 0))
                 if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
                     reading = sensor.read()
                 rows += [{**visit, "cache": cache, "latency_us": us, **_columns(reading)} for cache, us in taken]
@@ -234,14 +237,14 @@ def _time_rounds(
         run.append_event(session, {"event": "stopped", "workload": workload_columns(work), "by": by})
 
 
-def _visit(stopwatch: Stopwatch, *, with_hot: bool) -> Iterator[tuple[CacheState, float]]:
+def _visit(stopwatch: Stopwatch, *, long_us: float, with_hot: bool) -> Iterator[tuple[CacheState, float]]:
     """The samples of one visit: few, because visits far apart say more than samples side by side.
 
     A short stretch is run once before, unkept, to bring code and branch history back.
     """
     before = time.perf_counter_ns()
     first = stopwatch.sample("cold")
-    is_long = (time.perf_counter_ns() - before) / 1e3 >= _LONG_US
+    is_long = (time.perf_counter_ns() - before) / 1e3 >= long_us
     if is_long:
         yield "cold", first
     else:
