@@ -288,7 +288,6 @@ def _profile(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from puzzlebench.profiling.cost_table import read_cost_table
     from puzzlebench.render import cost_table_json, print_cost_table, print_json
-
     from puzzlebench_profiles.measured_tables import list_measured_tables
 
     path: Path = arguments.table

@@ -27,6 +27,7 @@ DATA = (
     "puzzlebench/profiling/data/*.json",
     "puzzlebench_profiles/gpus/*.yaml",
     "puzzlebench_profiles/kernels/manifest.json",
+    "puzzlebench_profiles/measured/*/*.parquet",
     "puzzlebench_profiles/kernels/*/*/*.parquet",
 )
 LICENCES = ("LICENSE", "profiles/puzzlebench_profiles/kernels/LICENSE-aiconfigurator-core")
