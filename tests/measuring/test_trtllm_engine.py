@@ -292,7 +292,9 @@ def work(part, sub_block, phase="decode", batch_size=3, context_len=40):
 def test_without_tensorrt_llm_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(trtllm_engine, "DEVICE_TYPE", "cpu")
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
-    with pytest.raises(ValueError, match=r"^TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1.*release image"):
+    with pytest.raises(
+        ValueError, match=r"^TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1.*release image"
+    ):
         make_engine()
 
 

@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 INSTALL = (
-    "TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1, or use "
-    "the release image"
+    "TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1 from NVIDIA's package index, or use its release "
+    "image (docs/tensorrt-llm.md)"
 )
 OLDEST = (1, 2)
 

@@ -123,7 +123,9 @@ def checkpoint(tmp_path, make_stack_spec):
 
 def test_the_module_imports_without_tensorrt_llm_and_the_engine_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
-    with pytest.raises(ValueError, match=r"TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1 .* release image"):
+    with pytest.raises(
+        ValueError, match=r"TensorRT-LLM is not installed: pip install tensorrt-llm==1.2.1 .* release image"
+    ):
         TrtllmLLMEngine()
 
 
