@@ -67,7 +67,7 @@ class Measured:
 class Results:
     """Every workload of a measurement: those measured, and why the others are missing.
 
-    `session_shift` is each session's common factor less one, in the order of sessions; `others_share` the largest share
+    `session_shift` is the common factor less one of each session that counts, in their order; `others_share` the largest share
     of the processors that other processes took in any of them.
     """
 
@@ -135,7 +135,8 @@ def read_results(run: RunDirectory) -> Results:
             disturbed_share=float(cold["disturbed"].mean()),
             **facts[work],
         )
-    shift = tuple(float(np.expm1(value)) for value in combined.shift)
+    counted = np.isfinite(medians).any(axis=1)  # a session may have had no calm round at all
+    shift = tuple(float(np.expm1(value)) for value in combined.shift[counted])
     return Results(
         measured=measured,
         misses={work: reason for work, reason in misses.items() if work not in measured},
