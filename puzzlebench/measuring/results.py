@@ -67,8 +67,8 @@ class Measured:
 class Results:
     """Every workload of a measurement: those measured, and why the others are missing.
 
-    `session_shift` is the common factor less one of each session that counts, in their order; `others_share` the largest share
-    of the processors that other processes took in any of them.
+    `session_shift` is the common factor less one of each session that counts, in order; `others_share` the largest
+    share of the processors that other processes took in any of them.
     """
 
     measured: Mapping[Workload, Measured]
