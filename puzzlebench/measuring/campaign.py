@@ -25,6 +25,7 @@ from puzzlebench.measuring.agreement import agreement
 from puzzlebench.measuring.ceilings import ceilings_to_json, measure_ceilings
 from puzzlebench.measuring.composition import check_composition, median_error
 from puzzlebench.measuring.device import Device, fingerprint
+from puzzlebench.measuring.files import write_text
 from puzzlebench.measuring.kernel_comparison import compare_with_kernels
 from puzzlebench.measuring.live import CPU_GRID, profile_live
 from puzzlebench.measuring.measure import Report, python_path
@@ -403,9 +404,7 @@ def write_summary(folder: Path) -> None:
             continue
         found = json.loads(file.read_text())
         lines.append(f"| {step.name} | {found['seconds']:.0f} | {_line(step.name, found)} |")
-    unfinished = folder / ".summary.md.part"
-    unfinished.write_text("\n".join(lines) + "\n")
-    os.replace(unfinished, folder / "summary.md")
+    write_text(folder / "summary.md", "\n".join(lines) + "\n")
 
 
 def _line(step: str, found: dict[str, Any]) -> str:
@@ -446,6 +445,4 @@ def _line(step: str, found: dict[str, Any]) -> str:
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    unfinished = file.with_name(f".{file.name}.part")
-    unfinished.write_text(json.dumps(value, indent=1))
-    os.replace(unfinished, file)
+    write_text(file, json.dumps(value, indent=1))

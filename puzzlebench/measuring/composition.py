@@ -82,7 +82,7 @@ def check_composition(
     whole = [model_workload(name, _key("model", name, *size)) for size in sizes for name in models]
     plan = Plan(
         spec=spec,
-        device=device.kind if device.kind == "cpu" else f"cuda:{device.index}",
+        device=device.torch_name,
         engine=engine,
         precision=precision,
         effort=effort,

@@ -70,6 +70,11 @@ class Device:
     datasheet: Datasheet
     last_level_cache_bytes: int
 
+    @property
+    def torch_name(self) -> str:
+        """Its name in torch: cpu, cuda:0."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
     def available_bytes(self) -> int:
         """Memory free on the device now; on the CPU also what the process's control group still allows."""
         if self.kind == "cpu":

@@ -17,6 +17,7 @@ import puzzlebench
 from puzzlebench.measuring.ceilings import ceilings_from_json, ceilings_to_json, measure_ceilings, with_ceilings
 from puzzlebench.measuring.device import Device, fingerprint
 from puzzlebench.measuring.engines import check_engine_name
+from puzzlebench.measuring.files import write_text
 from puzzlebench.measuring.measure import Report, measure
 from puzzlebench.measuring.plan import CACHE_FACTOR, Effort, Plan, plan_workloads
 from puzzlebench.measuring.results import Measured, Results
@@ -65,7 +66,7 @@ def profile_live(
     planned = plan_workloads(spec, parent, precision, cells, cache_bytes=device.last_level_cache_bytes)
     plan = Plan(
         spec=spec,
-        device=device.kind if device.kind == "cpu" else f"cuda:{device.index}",
+        device=device.torch_name,
         engine=engine,
         precision=precision,
         effort=effort,
@@ -85,9 +86,7 @@ def with_measured_rates(device: Device, folder: Path) -> Device:
     file = folder / "ceilings.json"
     if not file.exists():
         ceilings = measure_ceilings(device)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(ceilings_to_json(ceilings)))
-        unfinished.replace(file)
+        write_text(file, json.dumps(ceilings_to_json(ceilings)))
     return with_ceilings(device, ceilings_from_json(json.loads(file.read_text())))
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from puzzlebench.measuring.files import write_text
 from puzzlebench.measuring.plan import Plan, plan_to_json, read_plan
 from puzzlebench.measuring.workload import Workload
 
@@ -142,9 +143,7 @@ def _keep_plan(path: Path, plan: Plan) -> None:
     wanted = json.loads(json.dumps(plan_to_json(plan)))
     file = path / "plan.json"
     if not file.exists():
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(wanted, indent=1))
-        os.replace(unfinished, file)
+        write_text(file, json.dumps(wanted, indent=1))
         return
     there = json.loads(json.dumps(plan_to_json(read_plan(file))))
     if different := _first_difference(_stable(there), _stable(wanted)):

@@ -59,7 +59,7 @@ def run_session(run: RunDirectory, session: int, report: Callable[[dict[str, Any
     """
     plan = run.plan
     device = local_device(plan.device)
-    on = torch.device(device.kind, device.index) if device.kind == "cuda" else torch.device("cpu")
+    on = torch.device(device.torch_name)
     if on.type == "cuda":
         torch.cuda.set_device(on)
     works = [planned.workload for planned in plan.workloads]
@@ -123,9 +123,9 @@ def _put_in_place(
     report: Callable[[dict[str, Any]], None],
 ) -> dict[Workload, Stopwatch]:
     """Prepare every workload, the largest first so that shared buffers are made once; what fails is written down."""
-    refused = {tuple(event["workload"].values()) for event in run.events(session) if event["event"] == "miss"}
+    refused = {Workload(**event["workload"]) for event in run.events(session) if event["event"] == "miss"}
     probed = {
-        tuple(event["workload"].values())
+        Workload(**event["workload"])
         for earlier in range(session + 1)
         for event in run.events(earlier)
         if "peak_bytes" in event
@@ -135,7 +135,7 @@ def _put_in_place(
     order = sorted(plan.workloads, key=lambda planned: _bytes_held(plan, planned), reverse=True)
     for place, planned in enumerate(order):
         work = workload_columns(planned.workload)
-        if tuple(work.values()) in refused:
+        if planned.workload in refused:
             continue
         report({"stage": "preparing", "done": place, "total": len(order)})
         run.append_event(session, {"event": "attempt", "workload": work})
@@ -143,7 +143,7 @@ def _put_in_place(
             if (needed := _bytes_held(plan, planned)) > (free := available_bytes()):
                 raise torch.OutOfMemoryError(f"one copy takes {needed / 2**30:.1f} GiB of {free / 2**30:.1f} free")
             prepared = engine.prepare(planned.workload, copies=planned.copies)
-            probe = None if tuple(work.values()) in probed else probe_memory(prepared, engine.device)
+            probe = None if planned.workload in probed else probe_memory(prepared, engine.device)
             stopwatch = start_stopwatch(prepared, engine.device)
         except Exception as error:
             from_triton = type(error).__module__.startswith("triton")  # not RuntimeErrors; nothing has run yet
@@ -283,10 +283,10 @@ def _count_energy(
     sensor: Sensor,
     report: Callable[[dict[str, Any]], None],
 ) -> None:
-    counted = {tuple(e["workload"].values()) for e in run.events(session) if e["event"] == "energy"}
+    counted = {Workload(**event["workload"]) for event in run.events(session) if event["event"] == "energy"}
     for place, (work, stopwatch) in enumerate(in_place.items()):
         columns = workload_columns(work)
-        if tuple(columns.values()) in counted:
+        if work in counted:
             continue
         report({"stage": "energy", "done": place, "total": len(in_place)})
         energy = energy_per_launch(stopwatch, lambda: sensor.read().energy_mj, seconds=plan.effort.energy_seconds)
