@@ -7,9 +7,6 @@ GPU of the tensor-parallel group. Knows nothing of where numbers come from.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from puzzlebench.parquet import TableFormat, read_table, write_table
 from puzzlebench.profiling.timings import PROVENANCE
 
 SCHEMA_VERSION: Final = 2
-_METADATA_KEY = b"puzzlebench"
+_FORMAT: Final = TableFormat(name="cost table", schema_version=SCHEMA_VERSION, metadata_key="puzzlebench")
 PARTS = ("attention", "ffn", "embedding", "head")
 KEY_COLUMNS: Final = (
     "gpu",
@@ -160,24 +158,7 @@ def write_cost_table(table: CostTable, path: Path) -> None:
     Raises:
         ValueError: the folder does not exist or cannot be written to.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrow = pa.Table.from_pandas(table.frame, preserve_index=False)
-    metadata = {"schema_version": SCHEMA_VERSION, **table.metadata}
-    arrow = arrow.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, indent=1).encode()})
-    if not path.name:
-        raise ValueError(f"cannot write {path}: it is a folder")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        pq.write_table(arrow, unfinished, compression="zstd")
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)  # Arrow's text names the unfinished file
-        raise ValueError(f"cannot write {path}: {reason}") from None
-    finally:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
-            unfinished.unlink()
+    write_table(_FORMAT, table.frame, table.metadata, path)
 
 
 def read_cost_table(path: Path) -> CostTable:
@@ -186,24 +167,8 @@ def read_cost_table(path: Path) -> CostTable:
     Raises:
         ValueError: the file is missing, truncated, not a cost table, of another schema version, or has a bad value.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    frame, metadata = read_table(_FORMAT, path)
     try:
-        arrow = pq.read_table(path, partitioning=None)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such cost table") from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a readable cost table (truncated or not parquet): {reason}") from None
-    try:
-        metadata = json.loads((arrow.schema.metadata or {})[_METADATA_KEY])
-        version = metadata.pop("schema_version")
-    except (KeyError, ValueError, AttributeError, TypeError):
-        raise ValueError(f"{path} is a parquet file but not a puzzlebench cost table") from None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} has cost table schema {version!r}; this version reads {SCHEMA_VERSION}")
-    try:
-        return CostTable(frame=arrow.to_pandas(), metadata=metadata)
+        return CostTable(frame=frame, metadata=metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
