@@ -21,6 +21,7 @@ from puzzlebench.cli_live import (
     stack_command,
     validate_live_command,
 )
+from puzzlebench.cli_search import INFEASIBLE, add_pareto, add_search, pareto_command, search_command
 
 if TYPE_CHECKING:
     from puzzlebench.model.blocks import Architecture
@@ -45,9 +46,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = build_parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = parsed.run
+    run: Callable[[argparse.Namespace], int | None] = parsed.run
     try:
-        run(parsed)
+        code = run(parsed)
     except ValueError as error:
         if os.environ.get("PUZZLEBENCH_DEBUG"):
             raise
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    return code or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_profile(commands)
     _add_show(commands)
     _add_estimate(commands)
+    _add_search(commands)
     _add_validate(commands)
     _add_campaign(commands)
     _add_stack(commands)
@@ -177,6 +179,22 @@ def _add_estimate(commands: Commands) -> None:
     )
     _add_json(command)
     command.set_defaults(run=_estimate)
+
+
+def _add_search(commands: Commands) -> None:
+    text = (
+        "The architecture with the best score that keeps the limits: exact, over batch sizes, with bound and reasons. "
+        f"When there is none it says which limits clash and what would do, and exits with {INFEASIBLE}."
+    )
+    command = commands.add_parser("search", help="choose the best architecture under limits", description=text)
+    add_search(command)
+    _add_json(command)
+    command.set_defaults(run=search_command)
+    text = "The best of one quantity for every budget of another: exact points, over all batch sizes."
+    command = commands.add_parser("pareto", help="trace the front of two quantities", description=text)
+    add_pareto(command)
+    _add_json(command)
+    command.set_defaults(run=pareto_command)
 
 
 def _add_validate(commands: Commands) -> None:

@@ -8,6 +8,7 @@ every layer), so the interval of a sum is the sum of the intervals.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,7 +199,7 @@ def _sum(
         cells = cells.sort_values("context_len")
         values = cells[columns].to_numpy() * count / 1e3
         if phase == "decode":
-            per_node = _node_weights(contexts, nodes)
+            per_node = decode_node_weights(contexts, nodes)
             values = values * per_node[:, None]
             decode += values.sum(axis=0)
         else:
@@ -223,8 +224,13 @@ def _sum(
     )
 
 
-def _node_weights(contexts: IntArray, nodes: list[int]) -> FloatArray:
-    """How many decode steps each costed context length stands for, (nodes,): linear between neighbours."""
+def decode_node_weights(contexts: IntArray, nodes: Sequence[int]) -> FloatArray:
+    """How many decode steps each costed context length stands for, (nodes,): linear between neighbours.
+
+    Args:
+        contexts: tokens in the cache at each step.
+        nodes: costed lengths, ascending; a step outside them counts as one at the nearest.
+    """
     weights = np.zeros(len(nodes))
     for place in range(len(nodes)):
         unit = np.zeros(len(nodes))

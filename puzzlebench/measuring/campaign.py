@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import puzzlebench
+from puzzlebench.files import write_text
 from puzzlebench.measuring.agreement import agreement
 from puzzlebench.measuring.ceilings import ceilings_to_json, measure_ceilings
 from puzzlebench.measuring.composition import check_composition, median_error
 from puzzlebench.measuring.device import Device, fingerprint
-from puzzlebench.measuring.files import write_text
 from puzzlebench.measuring.kernel_comparison import compare_with_kernels
 from puzzlebench.measuring.live import CPU_GRID, profile_live
 from puzzlebench.measuring.measure import Report, python_path

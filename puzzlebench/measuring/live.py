@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 import puzzlebench
+from puzzlebench.files import write_text
 from puzzlebench.measuring.ceilings import ceilings_from_json, ceilings_to_json, measure_ceilings, with_ceilings
 from puzzlebench.measuring.device import Device, fingerprint
 from puzzlebench.measuring.engines import check_engine_name
-from puzzlebench.measuring.files import write_text
 from puzzlebench.measuring.measure import Report, measure
 from puzzlebench.measuring.plan import CACHE_FACTOR, Effort, Plan, plan_workloads
 from puzzlebench.measuring.results import Measured, Results

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from puzzlebench.measuring.files import write_text
+from puzzlebench.files import write_text
 from puzzlebench.measuring.plan import Plan, plan_to_json, read_plan
 from puzzlebench.measuring.workload import Workload
 

@@ -1,0 +1,300 @@
+"""Choose: the best architecture over all batch sizes, others that differ from it, and why there is none if so.
+
+Each batch size is one or more linear problems (`case`); `puzzlebench_search` solves them. What is found is counted
+again from the cost table (`recheck`) before it is returned.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from puzzlebench.model.blocks import Architecture, block_name
+from puzzlebench.profiling.cost_table import CostTable
+from puzzlebench.scores import ScoreTable
+from puzzlebench.searching.case import WORKSPACE, Case
+from puzzlebench.searching.costs import SearchCosts
+from puzzlebench.searching.recheck import Recheck, recheck
+from puzzlebench_search.cases import CaseOutcome, CasesResult, Memory, solve_cases
+from puzzlebench_search.diverse import apart_from
+from puzzlebench_search.problem import Problem
+from puzzlebench_search.robust import ErrorModel, Errors, margin_of, solve_with_confidence, with_margin
+from puzzlebench_search.solve import Method, Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confidence:
+    """With what probability each limit is to hold, given the cost table's intervals.
+
+    Attributes:
+        level: above 0.5 and below 1.
+        errors_are: correlated: those of all layers have one cause and add up (the same kernel measured once serves them
+            all); independent: each layer has its own, and they add up in quadrature. The truth lies between.
+    """
+
+    level: float
+    errors_are: ErrorModel = "correlated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """How to search.
+
+    Attributes:
+        batch_sizes: to choose among.
+        diverse: how many solutions.
+        alpha: the part of the layers that two of them may share.
+        time_limit: seconds for each solution.
+    """
+
+    batch_sizes: tuple[int, ...]
+    diverse: int = 1
+    alpha: float = 0.8
+    method: Method = "auto"
+    time_limit: float | None = None
+    confidence: Confidence | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        if not self.batch_sizes:
+            raise ValueError("give at least one batch size")
+        if self.diverse < 1:
+            raise ValueError(f"the number of solutions must be at least 1, not {self.diverse}")
+        if not 0 <= self.alpha < 1:
+            raise ValueError(f"alpha must be at least 0 and below 1, not {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One architecture.
+
+    Attributes:
+        choices: names of its choices, "LAYER:BLOCK".
+        check: its costs, counted again from the table.
+        margins: by how much limited values may be exceeded at the confidence asked for, by column and end.
+        gains: what 1 % more room of a binding limit would change the objective by, to first order; by column.
+        shared: layers that each earlier solution has in common with it.
+    """
+
+    batch_size: int
+    architecture: Architecture
+    choices: tuple[str, ...]
+    objective: float
+    result: Result
+    check: Recheck
+    margins: dict[str, float]
+    gains: dict[str, float]
+    shared: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOutcome:
+    """How one batch size fared: its best bound on the objective, and its status as in `CaseOutcome`."""
+
+    batch_size: int
+    status: str
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOutcome:
+    """What was found: at least one architecture, or `found` is empty and nothing keeps the limits.
+
+    Attributes:
+        parent_score: of the parent in the same sum.
+        batches: of the search for the first solution.
+        price: how much worse the objective is than without confidence; None where none was asked for.
+    """
+
+    found: tuple[Found, ...]
+    parent_score: float
+    batches: tuple[BatchOutcome, ...]
+    price: float | None
+    proven: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """All cases of a search, and the problems made from them."""
+
+    cases: tuple[Case, ...]
+    problems: tuple[Problem, ...]
+
+    @classmethod
+    def of(cls, costs: SearchCosts, batch_sizes: Sequence[int], confidence: Confidence | None) -> Cases:
+        """The cases of these batch sizes, with the margin of correlated errors where it is asked for."""
+        cases = tuple(case for batch_size in batch_sizes for case in costs.cases(batch_size))
+        if confidence is None or confidence.errors_are != "correlated":
+            return cls(cases=cases, problems=tuple(case.problem for case in cases))
+        problems = (with_margin(case.problem, errors_of(case), confidence.level) for case in cases)
+        return cls(cases=cases, problems=tuple(problems))
+
+    def solve(
+        self,
+        settings: SearchSettings,
+        memory: Memory,
+        others: Sequence[Sequence[str]] = (),
+        report: Callable[[int, int], None] | None = None,
+    ) -> CasesResult:
+        """The best solution that differs from the others."""
+        problems = [apart_from(problem, others, settings.alpha) for problem in self.problems]
+        confidence = settings.confidence
+        search = None
+        if confidence is not None and confidence.errors_are == "independent":
+
+            def search(place: int, below: float, left: float | None) -> Result:
+                return solve_with_confidence(
+                    problems[place],
+                    errors_of(self.cases[place]),
+                    confidence.level,
+                    errors_are=confidence.errors_are,
+                    method=settings.method,
+                    time_limit=left,
+                    below=below,
+                )
+
+        return solve_cases(
+            problems,
+            method=settings.method,
+            time_limit=settings.time_limit,
+            memory=memory,
+            search=search,
+            report=report,
+        )
+
+
+def errors_of(case: Case) -> Errors:
+    """A case's standard errors as the solver takes them."""
+    return Errors(
+        upper=case.upper_sd, lower=case.lower_sd, base_upper=case.base_upper_sd, base_lower=case.base_lower_sd
+    )
+
+
+def search_architectures(
+    costs: SearchCosts,
+    table: CostTable,
+    scores: ScoreTable,
+    settings: SearchSettings,
+    *,
+    report: Callable[[float, str], None] | None = None,
+) -> SearchOutcome:
+    """The best architectures.
+
+    Args:
+        table: the cost table that `costs` was made from, for the second count.
+        report: called with the share done and what is going on.
+
+    Raises:
+        ValueError: a batch size or a cell is missing, or an argument is out of range.
+    """
+    started = time.perf_counter()
+    cases = Cases.of(costs, settings.batch_sizes, settings.confidence)
+    memory = Memory()
+    found: list[Found] = []
+    batches: tuple[BatchOutcome, ...] = ()
+    proven = True
+    for number in range(settings.diverse):
+        stage = "searching" if settings.diverse == 1 else f"solution {number + 1} of {settings.diverse}"
+
+        def tell(done: int, of: int, number: int = number, stage: str = stage) -> None:
+            if report is not None:
+                report((number + done / of) / settings.diverse, stage)
+
+        result = cases.solve(settings, memory, [one.choices for one in found], tell)
+        proven &= result.proven
+        if number == 0:
+            batches = _by_batch(cases.cases, result.outcomes)
+        if result.best is None:
+            break
+        found.append(make_found(costs, table, cases.cases[result.best], result, settings.confidence, found))
+    price = None
+    if settings.confidence is not None and found:
+        free = Cases.of(costs, settings.batch_sizes, None).solve(replace(settings, confidence=None), Memory())
+        assert free.result is not None
+        assert free.result.solution is not None
+        price = found[0].objective - free.result.solution.objective
+    return SearchOutcome(
+        found=tuple(found),
+        parent_score=parent_score(scores),
+        batches=batches,
+        price=price,
+        proven=proven,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def parent_score(scores: ScoreTable) -> float:
+    """The sum of the scores of the parent's own blocks."""
+    blocks = scores.parent.blocks
+    return math.fsum(scores.layer_scores(layer)[block_name(block)] for layer, block in enumerate(blocks))
+
+
+def make_found(
+    costs: SearchCosts,
+    table: CostTable,
+    case: Case,
+    result: CasesResult,
+    confidence: Confidence | None,
+    earlier: Sequence[Found] = (),
+) -> Found:
+    """The architecture of a result, with its costs counted again."""
+    assert result.result is not None
+    assert result.result.solution is not None
+    solution = result.result.solution
+    architecture = costs.architecture(case.problem, solution.choices)
+    check = recheck(
+        table,
+        costs.spec,
+        architecture,
+        costs.scenarios,
+        case.batch_size,
+        costs.limits,
+        tokens_per_block=costs.tokens_per_block,
+    )
+    broken = [limit.column for limit in check.limits if not limit.holds]
+    assert not broken, f"the second count of {', '.join(broken)} is beyond its limit"
+    margins = {}
+    if confidence is not None:
+        margins = margin_of(case.problem, errors_of(case), solution, confidence.level, confidence.errors_are)
+    names = tuple(case.problem.names[choice] for choice in solution.choices)
+    return Found(
+        batch_size=case.batch_size,
+        architecture=architecture,
+        choices=names,
+        objective=solution.objective,
+        result=result.result,
+        check=check,
+        margins=margins,
+        gains=_gains(case, result.result),
+        shared=tuple(len(set(names) & set(other.choices)) for other in earlier),
+    )
+
+
+def _gains(case: Case, result: Result) -> dict[str, float]:
+    """First-order change of the objective for 1 % more room, of limits that have a price."""
+    found = {}
+    for limit in case.problem.limits:
+        for sign, end in ((1, limit.high), (-1, limit.low)):
+            names = (limit.resource, f"{limit.resource} {'+' if sign > 0 else '-'}")
+            price = max(result.prices.get((name, sign), 0.0) for name in names)
+            if price > 0 and math.isfinite(end) and limit.resource != WORKSPACE:
+                loss = 0.01 * abs(end) * price
+                found[limit.resource] = -loss if case.problem.direction == "minimise" else loss
+    return found
+
+
+def _by_batch(cases: Sequence[Case], outcomes: Sequence[CaseOutcome]) -> tuple[BatchOutcome, ...]:
+    """The best of the outcomes of each batch size."""
+    order = ("best", "solved", "stopped", "no better", "skipped", "infeasible")
+    found: dict[int, CaseOutcome] = {}
+    for case, outcome in zip(cases, outcomes, strict=True):
+        known = found.get(case.batch_size)
+        if known is None or order.index(outcome.status) < order.index(known.status):
+            found[case.batch_size] = outcome
+    return tuple(
+        BatchOutcome(batch_size=batch_size, status=outcome.status, bound=outcome.bound)
+        for batch_size, outcome in found.items()
+    )

@@ -1,0 +1,117 @@
+"""Lagrangian multipliers: prices of the rows under which choosing layer by layer gives the best lower bound.
+
+bound(prices) = sum over layers of min over choices of (loss + prices . uses) - prices . room <= the optimum, for any
+prices of at least 0 (Fisher 1981). The minimum is smoothed (a soft minimum at a temperature that falls), which makes
+the bound differentiable, and Newton's method in the few prices maximises it. Several rooms are served at once.
+
+Legend for shapes: L layers, J choices, M rows, Q rooms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from puzzlebench_search.problem import BoolArray, FloatArray
+
+TEMPERATURES = (3e-2, 3e-3, 3e-4)
+"""Of the soft minimum, in units of the objective's scale."""
+_STEPS = 25
+_HALVINGS = 10
+_ENOUGH = 1e-9
+
+
+def reduced_losses(losses: FloatArray, uses: FloatArray, prices: FloatArray) -> FloatArray:
+    """(L, J), loss + prices . uses, less the least of the layer: what a choice costs more than the layer's best."""
+    priced = losses + uses @ prices
+    return np.asarray(priced - priced.min(axis=1, keepdims=True))
+
+
+def lower_bound(losses: FloatArray, uses: FloatArray, room: FloatArray, prices: FloatArray) -> float:
+    """No way to keep every row has a loss below this."""
+    return float((losses + uses @ prices).min(axis=1).sum() - prices @ room)
+
+
+def maximise_bound(
+    losses: FloatArray,
+    uses: FloatArray,
+    rooms: FloatArray,
+    *,
+    start: FloatArray,
+    scale: float,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+) -> FloatArray:
+    """Prices (Q, M) that nearly maximise the bound for each of the rooms (Q, M).
+
+    Args:
+        losses: (L, J), infinite where there is no choice.
+        uses: (L, J, M).
+        start: prices to begin with, (M,).
+        scale: of the objective, in units of loss.
+    """
+    prices = np.broadcast_to(start, rooms.shape).astype(np.float64)
+    if prices.shape[1] == 0:
+        return prices
+    for temperature in temperatures:
+        prices = _newton(losses, uses, rooms, prices, temperature * scale)
+    return prices
+
+
+def _newton(losses: FloatArray, uses: FloatArray, rooms: FloatArray, prices: FloatArray, heat: float) -> FloatArray:
+    layers, width, count = uses.shape
+    flat = uses.reshape(layers * width, count)
+    small = np.eye(count)
+    value, weights = _soft_bound(losses, flat, rooms, prices, heat)
+    for _ in range(_STEPS):
+        spread = weights.reshape(-1, layers * width)
+        slope = spread @ flat - rooms  # (Q, M)
+        means = np.einsum("qlj,ljm->qlm", weights, uses)
+        curve = ((spread[:, None, :] * flat.T[None]) @ flat - means.transpose(0, 2, 1) @ means) / heat  # (Q, M, M)
+        free = (prices > 0) | (slope > 0)
+        if not (free & (np.abs(slope) > _ENOUGH)).any():
+            break
+        size = np.abs(curve).max(axis=(1, 2), keepdims=True)
+        curve = curve * (free[:, :, None] & free[:, None, :]) + small * (1e-9 * size + 1e-12 + ~free[:, :, None])
+        step = np.linalg.solve(curve, (slope * free)[:, :, None])[:, :, 0]
+        before = value
+        prices, value, weights = _line_search(losses, flat, rooms, prices, heat, step, value, weights)
+        if np.abs(value - before).max() <= _ENOUGH * heat:
+            break
+    return prices
+
+
+def _line_search(
+    losses: FloatArray,
+    flat: FloatArray,
+    rooms: FloatArray,
+    prices: FloatArray,
+    heat: float,
+    step: FloatArray,
+    value: FloatArray,
+    weights: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    length = np.ones(len(prices))
+    open_ = np.ones(len(prices), dtype=bool)
+    prices, value, weights = prices.copy(), value.copy(), weights.copy()
+    start = prices.copy()
+    for _ in range(_HALVINGS):
+        tried = np.maximum(start + length[:, None] * step, 0.0)
+        there, spread = _soft_bound(losses, flat, rooms, tried, heat)
+        better: BoolArray = open_ & (there >= value)
+        prices[better], value[better], weights[better] = tried[better], there[better], spread[better]
+        open_ &= ~better
+        if not open_.any():
+            break
+        length[open_] /= 3
+    return prices, value, weights
+
+
+def _soft_bound(
+    losses: FloatArray, flat: FloatArray, rooms: FloatArray, prices: FloatArray, heat: float
+) -> tuple[FloatArray, FloatArray]:
+    """The smoothed bounds (Q,) and the soft choices (Q, L, J)."""
+    priced = losses[None] + (prices @ flat.T).reshape(-1, *losses.shape)
+    least = priced.min(axis=2, keepdims=True)
+    weights = np.exp((least - priced) / heat)
+    total = weights.sum(axis=2, keepdims=True)
+    value = (least - heat * np.log(total))[:, :, 0].sum(axis=1) - (prices * rooms).sum(axis=1)
+    return value, weights / total

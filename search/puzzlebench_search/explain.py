@@ -1,0 +1,186 @@
+"""Why there is no solution: which limits clash, how near each can be had, and the least that would have to give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pulp
+
+from puzzlebench_search.layered import Layered, choice_grid
+from puzzlebench_search.milp import run_program
+from puzzlebench_search.problem import Limit, Problem, make_solution
+from puzzlebench_search.solve import Method, Result, solve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """One end of a limit: sign 1 for the high one, -1 for the low one."""
+
+    resource: str
+    sign: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nearest:
+    """How near one end can be had.
+
+    Attributes:
+        with_others: the best value while all other limits hold; None if they cannot even hold without it.
+        alone: the best value without any other limit.
+    """
+
+    end: End
+    with_others: float | None
+    alone: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """Why a problem has no solution.
+
+    Attributes:
+        clash: limits that cannot hold together, none of which could be left out of that statement.
+        nearest: of every end.
+        relaxed: the limits, moved by the least sum of relative changes that gives a solution.
+        change: that sum.
+        result: the best solution under the relaxed limits.
+    """
+
+    clash: tuple[End, ...]
+    nearest: tuple[Nearest, ...]
+    relaxed: tuple[Limit, ...]
+    change: float
+    result: Result
+
+
+def explain(problem: Problem, *, method: Method = "auto") -> Explanation:
+    """Explain a problem that has no solution.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if solve(problem, method=method).solution is not None:
+        raise ValueError("the problem has a solution; there is nothing to explain")
+    ends = _ends(problem)
+    clash = _clash(problem, ends, method)
+    nearest = tuple(
+        Nearest(
+            end=end,
+            with_others=_best(problem, end, [other for other in ends if other != end], method),
+            alone=_alone(problem, end, method),
+        )
+        for end in ends
+    )
+    relaxed, change = cheapest_relaxation(problem)
+    result = solve(problem.with_limits(relaxed), method=method)
+    return Explanation(clash=clash, nearest=nearest, relaxed=relaxed, change=change, result=result)
+
+
+def _ends(problem: Problem) -> list[End]:
+    found = []
+    for limit in problem.limits:
+        for sign, value in ((1, limit.high), (-1, limit.low)):
+            if math.isfinite(value):
+                found.append(End(resource=limit.resource, sign=sign, value=value))
+    return found
+
+
+def _limits(ends: Sequence[End]) -> list[Limit]:
+    limits: dict[str, Limit] = {}
+    for end in ends:
+        known = limits.get(end.resource, Limit(resource=end.resource))
+        limits[end.resource] = replace(known, high=end.value) if end.sign > 0 else replace(known, low=end.value)
+    return list(limits.values())
+
+
+def _best(problem: Problem, end: End, others: Sequence[End], method: Method) -> float | None:
+    """The nearest value of an end while others hold."""
+    use = problem.uses[:, problem.column(end.resource)]
+    result = solve(
+        problem.with_scores(use, "minimise" if end.sign > 0 else "maximise").with_limits(_limits(others)),
+        method=method,
+    )
+    return None if result.solution is None else result.solution.uses[end.resource]
+
+
+def _alone(problem: Problem, end: End, method: Method) -> float:
+    best = _best(problem, end, [], method)
+    assert best is not None
+    return best
+
+
+def _clash(problem: Problem, ends: list[End], method: Method) -> tuple[End, ...]:
+    """Leave out one end after the other as long as the rest still clash."""
+    kept = list(ends)
+    for end in ends:
+        rest = [other for other in kept if other != end]
+        if rest and not _can_hold(problem, rest, method):
+            kept = rest
+    return tuple(kept)
+
+
+def _can_hold(problem: Problem, ends: list[End], method: Method) -> bool:
+    """Whether some solution keeps all these ends: the last of them is brought as near as the others allow."""
+    value = _best(problem, ends[-1], ends[:-1], method)
+    return value is not None and _limits(ends[-1:])[0].holds(value)
+
+
+def cheapest_relaxation(problem: Problem) -> tuple[tuple[Limit, ...], float]:
+    """The limits moved by the least sum of relative changes that leaves a solution, and that sum.
+
+    A limit at 0 is counted in units of the largest use of a choice. Scores play no part in it.
+    """
+    problem = _without_dominated(problem)
+    program = pulp.LpProblem("relaxation", pulp.LpMinimize)
+    chosen = [pulp.LpVariable(f"x{place}", cat=pulp.LpBinary) for place in range(len(problem.names))]
+    ends = _ends(problem)
+    give = [pulp.LpVariable(f"s{place}", lowBound=0) for place in range(len(ends))]
+    program += pulp.lpSum(give)
+    for covered in range(problem.num_layers):
+        over = np.flatnonzero((problem.layers <= covered) & (covered < problem.layers + problem.spans))
+        program += pulp.lpSum(chosen[place] for place in over) == 1
+    for end, slack in zip(ends, give, strict=True):
+        column = problem.column(end.resource)
+        use = problem.uses[:, column]
+        size = _size(problem, end)
+        total = pulp.LpAffineExpression(zip(chosen, (end.sign * use / size).tolist(), strict=True))
+        program += total - slack <= end.sign * (end.value - float(problem.base[column])) / size
+    run_program(program)
+    solution = make_solution(problem, [place for place, one in enumerate(chosen) if (one.varValue or 0.0) > 0.5])
+    moved: dict[str, Limit] = {limit.resource: limit for limit in problem.limits}
+    change = 0.0
+    for end in ends:
+        value, limit = solution.uses[end.resource], moved[end.resource]
+        if end.sign * (value - end.value) > limit.slack():
+            moved[end.resource] = replace(limit, high=value) if end.sign > 0 else replace(limit, low=value)
+            change += end.sign * (value - end.value) / _size(problem, end)
+    return tuple(moved.values()), change
+
+
+def _without_dominated(problem: Problem) -> Problem:
+    """Without choices that another of their layer beats or equals on every limited end."""
+    if not (problem.spans == 1).all():
+        return problem
+    choices = choice_grid(problem)
+    there = choices >= 0
+    ends = _ends(problem)
+    uses = np.stack([end.sign * problem.uses[:, problem.column(end.resource)][choices] for end in ends], axis=2)
+    layered = Layered(
+        losses=np.where(there, 0.0, np.inf),
+        uses=uses,
+        choices=choices,
+        room=np.ones(len(ends)),
+        ends=tuple((end.resource, end.sign) for end in ends),
+        units=np.ones(len(ends)),
+    ).without_dominated()
+    keep = np.zeros(len(problem.names), dtype=bool)
+    keep[layered.choices[layered.there]] = True
+    return problem.only(keep)
+
+
+def _size(problem: Problem, end: End) -> float:
+    return abs(end.value) or float(np.abs(problem.uses[:, problem.column(end.resource)]).max()) or 1.0
