@@ -117,8 +117,8 @@ def greedy(problem: Problem, facts: ChoiceFacts, _settings: Settings) -> Baselin
     is shared by the layers after it.
 
     The parent does not count in the mean. Where no block fits the one is taken that exceeds its share by the smallest
-    part of the limit, so that later layers may still make up for it. Low ends of limits are ignored until the end. Choices that span several
-    layers are never taken.
+    part of the limit, so that later layers may still make up for it. Low ends of limits are ignored until the end.
+    Choices that span several layers are never taken.
     """
     losses, singles = problem.losses, problem.spans == 1
     ends = np.array([limit.high for limit in problem.limits])

@@ -132,7 +132,7 @@ def solve_cases(
             if best is not None:
                 outcomes[best] = CaseOutcome(status="solved", bound=outcomes[best].bound)
             best, found, loss = place, result, sign * result.solution.objective
-        outcomes[place] = _outcome(result, math.isfinite(loss))
+        outcomes[place] = _outcome(result, sign * loss)
         for other in waiting:
             if bounds[other] < loss:
                 bounds[other] = max(bounds[other], price_bound(problems[other], result.prices))
@@ -146,11 +146,11 @@ def solve_cases(
     )
 
 
-def _outcome(result: Result, has_solution: bool) -> CaseOutcome:
+def _outcome(result: Result, best: float) -> CaseOutcome:
     if result.outcome == "stopped":
         return CaseOutcome(status="stopped", bound=result.bound)
     if result.solution is not None:
         return CaseOutcome(status="best", bound=result.bound)
-    if has_solution and math.isfinite(result.root_bound):
-        return CaseOutcome(status="no better", bound=result.root_bound)
+    if math.isfinite(best) and math.isfinite(result.root_bound):
+        return CaseOutcome(status="no better", bound=best)
     return CaseOutcome(status="infeasible", bound=result.bound)

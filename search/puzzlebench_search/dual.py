@@ -13,10 +13,11 @@ import numpy as np
 
 from puzzlebench_search.problem import BoolArray, FloatArray
 
-TEMPERATURES = (3e-2, 3e-3, 3e-4)
+TEMPERATURES = (1.0, 1e-1, 1e-2, 3e-4)
 """Of the soft minimum, in units of the objective's scale."""
-_STEPS = 25
-_HALVINGS = 10
+_STEPS = 30
+_DAMPING = 1e-4
+"""Of the first Newton step, in units of the curvature, which rows that are nearly alike make singular."""
 _ENOUGH = 1e-9
 
 
@@ -57,9 +58,11 @@ def maximise_bound(
 
 
 def _newton(losses: FloatArray, uses: FloatArray, rooms: FloatArray, prices: FloatArray, heat: float) -> FloatArray:
+    """Damped Newton steps (Levenberg 1944): a step that does not raise the bound is tried again, shorter."""
     layers, width, count = uses.shape
     flat = uses.reshape(layers * width, count)
     small = np.eye(count)
+    damping = np.full(len(prices), _DAMPING)
     value, weights = _soft_bound(losses, flat, rooms, prices, heat)
     for _ in range(_STEPS):
         spread = weights.reshape(-1, layers * width)
@@ -69,40 +72,20 @@ def _newton(losses: FloatArray, uses: FloatArray, rooms: FloatArray, prices: Flo
         free = (prices > 0) | (slope > 0)
         if not (free & (np.abs(slope) > _ENOUGH)).any():
             break
-        size = np.abs(curve).max(axis=(1, 2), keepdims=True)
-        curve = curve * (free[:, :, None] & free[:, None, :]) + small * (1e-9 * size + 1e-12 + ~free[:, :, None])
+        size = np.abs(curve).max(axis=(1, 2)) * damping + 1e-12
+        curve = curve * (free[:, :, None] & free[:, None, :]) + small * (size[:, None] + ~free)[:, :, None]
         step = np.linalg.solve(curve, (slope * free)[:, :, None])[:, :, 0]
-        before = value
-        prices, value, weights = _line_search(losses, flat, rooms, prices, heat, step, value, weights)
-        if np.abs(value - before).max() <= _ENOUGH * heat:
+        tried = np.maximum(prices + step, 0.0)
+        reached, spread = _soft_bound(losses, flat, rooms, tried, heat)
+        gain = reached - value
+        better: BoolArray = gain >= 0
+        prices = np.where(better[:, None], tried, prices)
+        value = np.where(better, reached, value)
+        weights[better] = spread.reshape(weights.shape)[better]
+        damping = np.where(better, damping / 10, damping * 30)
+        if better.all() and gain.max() <= _ENOUGH * heat:
             break
     return prices
-
-
-def _line_search(
-    losses: FloatArray,
-    flat: FloatArray,
-    rooms: FloatArray,
-    prices: FloatArray,
-    heat: float,
-    step: FloatArray,
-    value: FloatArray,
-    weights: FloatArray,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    length = np.ones(len(prices))
-    open_ = np.ones(len(prices), dtype=bool)
-    prices, value, weights = prices.copy(), value.copy(), weights.copy()
-    start = prices.copy()
-    for _ in range(_HALVINGS):
-        tried = np.maximum(start + length[:, None] * step, 0.0)
-        there, spread = _soft_bound(losses, flat, rooms, tried, heat)
-        better: BoolArray = open_ & (there >= value)
-        prices[better], value[better], weights[better] = tried[better], there[better], spread[better]
-        open_ &= ~better
-        if not open_.any():
-            break
-        length[open_] /= 3
-    return prices, value, weights
 
 
 def _soft_bound(
