@@ -26,8 +26,10 @@ _REFIT_GROWTH = 2.5
 _REFIT_PRICES = 16
 _REFIT_HEAT = (1e-3,)
 _CHUNK = 4_096  # states at a time, so that what is made of them stays in the processor's cache
-_MERGE_AT = 2_000
+_MERGE_AT = 400
 _MERGE_WORTH = 0.05
+_MERGE_PAUSE = 4
+"""Layers before merging is tried again where it merged next to nothing."""
 _EQUAL = 1e-12
 
 
@@ -83,7 +85,7 @@ class _Walker:
         self.needed = np.vstack([least[::-1].cumsum(axis=0)[::-1], np.zeros((1, self.uses.shape[2]))])  # (L + 1, M)
         self.loss = np.zeros(1)
         self.use = np.zeros((self.uses.shape[2], 1))
-        self.complete, self.peak, self.refit_at, self.merging = True, 1, _REFIT_AT, True
+        self.complete, self.peak, self.refit_at, self.merge_after = True, 1, _REFIT_AT, 0
         self.trail: list[tuple[IntArray, IntArray]] = []
         self.base = prices[None]
         self._set_prices(self.base, 0)
@@ -138,28 +140,33 @@ class _Walker:
                 choices.append(np.full(len(kept), choice, dtype=np.int64))
                 bounds.append(bound[kept])
         source, chosen, bound = np.concatenate(sources), np.concatenate(choices), np.concatenate(bounds)
-        if len(source) > self.beam:
+        loss = self.loss[source] + self.losses[place, chosen]
+        use = self.use[:, source] + self.uses[place, chosen].T
+        kept = self._distinct(loss, use)
+        if len(kept) > self.beam:
             self.complete = False
-            best = np.argpartition(bound, self.beam)[: self.beam]
-            source, chosen = source[best], chosen[best]
-        self.loss = self.loss[source] + self.losses[place, chosen]
-        self.use = self.use[:, source] + self.uses[place, chosen].T
+            kept = kept[np.argpartition(bound[kept], self.beam)[: self.beam]]
+        source, chosen = source[kept], chosen[kept]
+        self.loss, self.use = loss[kept], use[:, kept]
         self.priced = self.priced[:, source] + added[chosen].T
         self.trail.append((source, chosen))
-        if self.merging and len(self.loss) > _MERGE_AT:
-            self._merge()
-        self.peak = max(self.peak, len(self.loss))
-        return len(self.loss) > 0
+        self.peak = max(self.peak, len(kept))
+        return len(kept) > 0
 
-    def _merge(self) -> None:
-        """Of the states that use the same keep the best: layers that cost alike make many."""
-        weights = np.linspace(1.0, 2.0, len(self.use)) ** 0.5
-        order = np.lexsort((self.loss, np.round(weights @ self.use, 10)))
-        use = self.use[:, order]
+    def _distinct(self, loss: FloatArray, use: FloatArray) -> IntArray:
+        """The best of the states that use the same: layers that cost alike make many."""
+        everything = np.arange(len(loss))
+        self.merge_after -= 1
+        if self.merge_after > 0 or len(loss) < _MERGE_AT:
+            return everything
+        weights = np.linspace(1.0, 2.0, len(use)) ** 0.5
+        order = np.lexsort((loss, np.round(weights @ use, 10)))
         repeats = np.zeros(len(order), dtype=bool)
-        repeats[1:] = (np.abs(use[:, 1:] - use[:, :-1]) <= _EQUAL).all(axis=0)
-        self.merging = bool(repeats.mean() > _MERGE_WORTH)
-        self._keep(order[~repeats])
+        repeats[1:] = (np.abs(np.diff(use[:, order], axis=1)) <= _EQUAL).all(axis=0)
+        if repeats.mean() < _MERGE_WORTH:
+            self.merge_after = _MERGE_PAUSE
+            return everything
+        return order[~repeats]
 
     def best(self) -> IntArray:
         """The choices of the best state, layer by layer in the problem's order."""
