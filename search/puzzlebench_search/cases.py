@@ -129,7 +129,7 @@ def solve_cases(
             result = search(place, loss, left)
         memory.keep(problem, result)
         if result.solution is not None:
-            if best is not None:
+            if best is not None and outcomes[best].status == "best":
                 outcomes[best] = CaseOutcome(status="solved", bound=outcomes[best].bound)
             best, found, loss = place, result, sign * result.solution.objective
         outcomes[place] = _outcome(result, sign * loss)
@@ -151,6 +151,6 @@ def _outcome(result: Result, best: float) -> CaseOutcome:
         return CaseOutcome(status="stopped", bound=result.bound)
     if result.solution is not None:
         return CaseOutcome(status="best", bound=result.bound)
-    if math.isfinite(best) and math.isfinite(result.root_bound):
+    if math.isfinite(best) and result.root_bound != result.bound:  # not broken by bounds already
         return CaseOutcome(status="no better", bound=best)
     return CaseOutcome(status="infeasible", bound=result.bound)

@@ -18,6 +18,8 @@ TEMPERATURES = (1.0, 1e-1, 1e-2, 3e-4)
 _STEPS = 30
 _DAMPING = 1e-4
 """Of the first Newton step, in units of the curvature, which rows that are nearly alike make singular."""
+_LEAST_DAMPING = 1e-11
+"""Below this, rounding undoes it where rows are quite alike."""
 _ENOUGH = 1e-9
 
 
@@ -28,8 +30,9 @@ def reduced_losses(losses: FloatArray, uses: FloatArray, prices: FloatArray) -> 
 
 
 def lower_bound(losses: FloatArray, uses: FloatArray, room: FloatArray, prices: FloatArray) -> float:
-    """No way to keep every row has a loss below this."""
-    return float((losses + uses @ prices).min(axis=1).sum() - prices @ room)
+    """No way to keep every row has a loss below this, not even by rounding, which high prices amplify."""
+    rounding = 4 * len(losses) * np.finfo(np.float64).eps * (prices @ (np.abs(uses).max(axis=(0, 1)) + np.abs(room)))
+    return float((losses + uses @ prices).min(axis=1).sum() - prices @ room - rounding)
 
 
 def maximise_bound(
@@ -82,7 +85,7 @@ def _newton(losses: FloatArray, uses: FloatArray, rooms: FloatArray, prices: Flo
         prices = np.where(better[:, None], tried, prices)
         value = np.where(better, reached, value)
         weights[better] = spread.reshape(weights.shape)[better]
-        damping = np.where(better, damping / 10, damping * 30)
+        damping = np.where(better, np.maximum(damping / 10, _LEAST_DAMPING), damping * 30)
         if better.all() and gain.max() <= _ENOUGH * heat:
             break
     return prices

@@ -10,9 +10,12 @@ import numpy as np
 import pulp
 
 from puzzlebench_search.layered import Layered, choice_grid
-from puzzlebench_search.milp import run_program
+from puzzlebench_search.milp import choose_layers, chosen_places, run_program
 from puzzlebench_search.problem import Limit, Problem, make_solution
 from puzzlebench_search.solve import Method, Result, solve
+
+_SECONDS = 10.0
+"""For the cheapest relaxation; what is found until then is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +64,12 @@ def explain(problem: Problem, *, method: Method = "auto") -> Explanation:
     """Explain a problem that has no solution.
 
     Raises:
-        ValueError: it has one.
+        ValueError: it has one, or would have none without any limit.
     """
     if solve(problem, method=method).solution is not None:
         raise ValueError("the problem has a solution; there is nothing to explain")
+    if solve(problem.with_limits(()), method=method).solution is None:
+        raise ValueError("no choices cover every layer exactly once, limits or not")
     ends = _ends(problem)
     clash = _clash(problem, ends, method)
     nearest = tuple(
@@ -134,30 +139,34 @@ def cheapest_relaxation(problem: Problem) -> tuple[tuple[Limit, ...], float]:
 
     A limit at 0 is counted in units of the largest use of a choice. Scores play no part in it.
     """
-    problem = _without_dominated(problem)
+    ends = _ends(problem)
+    if not ends:
+        return problem.limits, 0.0
+    sizes = [_size(problem, end) for end in ends]
+    free = problem.with_scores(np.zeros(len(problem.names)), "minimise")
+    problem = _without_dominated(free)
     program = pulp.LpProblem("relaxation", pulp.LpMinimize)
-    chosen = [pulp.LpVariable(f"x{place}", cat=pulp.LpBinary) for place in range(len(problem.names))]
+    counted = choose_layers(program, problem)
+    variables = [one.variable for one in counted]
+    places = [one.places[0] for one in counted]
     ends = _ends(problem)
     give = [pulp.LpVariable(f"s{place}", lowBound=0) for place in range(len(ends))]
     program += pulp.lpSum(give)
-    for covered in range(problem.num_layers):
-        over = np.flatnonzero((problem.layers <= covered) & (covered < problem.layers + problem.spans))
-        program += pulp.lpSum(chosen[place] for place in over) == 1
     for end, slack in zip(ends, give, strict=True):
         column = problem.column(end.resource)
-        use = problem.uses[:, column]
+        use = problem.uses[places, column]
         size = _size(problem, end)
-        total = pulp.LpAffineExpression(zip(chosen, (end.sign * use / size).tolist(), strict=True))
+        total = pulp.LpAffineExpression(zip(variables, (end.sign * use / size).tolist(), strict=True))
         program += total - slack <= end.sign * (end.value - float(problem.base[column])) / size
-    run_program(program)
-    solution = make_solution(problem, [place for place, one in enumerate(chosen) if (one.varValue or 0.0) > 0.5])
+    run_program(program, time_limit=_SECONDS)
+    solution = make_solution(problem, chosen_places(counted))
     moved: dict[str, Limit] = {limit.resource: limit for limit in problem.limits}
     change = 0.0
-    for end in ends:
+    for end, size in zip(ends, sizes, strict=True):
         value, limit = solution.uses[end.resource], moved[end.resource]
         if end.sign * (value - end.value) > limit.slack():
             moved[end.resource] = replace(limit, high=value) if end.sign > 0 else replace(limit, low=value)
-            change += end.sign * (value - end.value) / _size(problem, end)
+            change += end.sign * (value - end.value) / size
     return tuple(moved.values()), change
 
 

@@ -101,7 +101,7 @@ def layer_problem(problem: Problem) -> Layered | None:
     for limit in problem.limits:
         place = problem.column(limit.resource)
         use, base = problem.uses[:, place], float(problem.base[place])
-        slack = limit.slack() / 2  # half, so that sums rounded otherwise still hold
+        slack = limit.slack() / 2 + _rounding(problem, place)  # half, so that sums rounded otherwise still hold
         for sign, end in ((1, limit.high), (-1, limit.low)):
             if math.isfinite(end):
                 rows.append(sign * use)
@@ -112,6 +112,13 @@ def layer_problem(problem: Problem) -> Layered | None:
         uses[there, place] = row[choices[there]]
     packed = np.where(there, problem.losses[choices], np.inf)
     return _settle(packed, uses, choices, np.array(rooms), ends)
+
+
+def _rounding(problem: Problem, place: int) -> float:
+    """What adding up the uses of one resource may be wrong by: it matters where they cancel down to a small limit."""
+    first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
+    most = np.maximum.reduceat(np.abs(problem.uses[:, place]), first).sum() + abs(problem.base[place])
+    return float(2 * problem.num_layers * np.finfo(np.float64).eps * most)
 
 
 def _settle(

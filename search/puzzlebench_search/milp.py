@@ -73,14 +73,17 @@ def solve_milp(
         proven = program.sol_status == pulp.LpSolutionOptimal
         if status == pulp.LpStatusInfeasible:
             return MilpResult(outcome="infeasible", solution=None, bound=math.inf, solver=name)
-        chosen = [place for one in variables for place in one.places[: round(one.variable.varValue or 0.0)]]
+        chosen = _dealt(problem, variables)
         bound = _bound(program, problem, proven)
         try:
             solution = make_solution(problem, chosen)
         except ValueError:  # stopped before it had one
+            assert not proven
             return MilpResult(outcome="stopped", solution=None, bound=bound, solver=name)
         if not broken_limits(problem, solution):
             return MilpResult(outcome="optimal" if proven else "stopped", solution=solution, bound=bound, solver=name)
+        if not proven:
+            return MilpResult(outcome="stopped", solution=None, bound=bound, solver=name)
         _forbid(program, variables)
     raise ValueError(f"{name} kept breaking a limit by its tolerance; try the other solver")
 
@@ -93,27 +96,23 @@ def run_program(program: pulp.LpProblem, solver: SolverName = "highs", time_limi
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Counted:
+class Counted:
     """How often one choice is taken in layers that are alike: once or not at all where a layer has no like."""
 
     variable: pulp.LpVariable
     places: tuple[int, ...]
+    group: int
 
 
-def _program(problem: Problem, below: float | None) -> tuple[pulp.LpProblem, list[_Counted]]:
-    program = pulp.LpProblem("search", pulp.LpMinimize)
-    columns = [problem.column(limit.resource) for limit in problem.limits]
+def choose_layers(program: pulp.LpProblem, problem: Problem) -> list[Counted]:
+    """Add to a program that every layer is covered exactly once; layers that are alike are counted together."""
     counted = []
-    for group in _alike(problem, columns):
+    groups = _alike(problem, [problem.column(limit.resource) for limit in problem.limits])
+    for number, group in enumerate(groups):
         for places in zip(*group, strict=True):
-            first = f"x{places[0]}"
-            variable = pulp.LpVariable(first, lowBound=0, upBound=len(places), cat=pulp.LpInteger)
-            counted.append(_Counted(variable=variable, places=places))
-    variables = [one.variable for one in counted]
-    place = np.array([one.places[0] for one in counted])
-    unit = _loss_unit(problem)
-    losses = (problem.losses[place] / unit).tolist()
-    program += pulp.LpAffineExpression(zip(variables, losses, strict=True))
+            name = f"x{places[0]}"
+            variable = pulp.LpVariable(name, lowBound=0, upBound=len(places), cat=pulp.LpInteger)
+            counted.append(Counted(variable=variable, places=places, group=number))
     covering: list[list[tuple[pulp.LpVariable, int]]] = [[] for _ in range(problem.num_layers)]
     sizes = dict.fromkeys(range(problem.num_layers), 1)
     for one in counted:
@@ -124,6 +123,29 @@ def _program(problem: Problem, below: float | None) -> tuple[pulp.LpProblem, lis
     for layer, terms in enumerate(covering):
         if terms:  # a layer that is like an earlier one is counted there
             program += pulp.LpAffineExpression(terms) == sizes[layer]
+    return counted
+
+
+def chosen_places(counted: list[Counted]) -> list[int]:
+    """The choices of a solved program: of layers that are alike the first take the first choice, and so on."""
+    chosen: list[int] = []
+    taken: dict[int, int] = {}
+    for one in counted:
+        first = taken.get(one.group, 0)
+        taken[one.group] = first + round(one.variable.varValue or 0.0)
+        chosen += one.places[first : taken[one.group]]
+    return chosen
+
+
+def _program(problem: Problem, below: float | None) -> tuple[pulp.LpProblem, list[Counted]]:
+    program = pulp.LpProblem("search", pulp.LpMinimize)
+    counted = choose_layers(program, problem)
+    variables = [one.variable for one in counted]
+    place = np.array([one.places[0] for one in counted])
+    unit = _loss_unit(problem)
+    losses = (problem.losses[place] / unit).tolist()
+    program += pulp.LpAffineExpression(zip(variables, losses, strict=True))
+    columns = [problem.column(limit.resource) for limit in problem.limits]
     for limit, column in zip(problem.limits, columns, strict=True):
         use, base = problem.uses[place, column], float(problem.base[column])
         size = max((abs(end - base) for end in (limit.low, limit.high) if math.isfinite(end)), default=1.0)
@@ -155,7 +177,19 @@ def _alike(problem: Problem, columns: list[int]) -> list[list[list[int]]]:
     return list(groups.values())
 
 
-def _forbid(program: pulp.LpProblem, counted: list[_Counted]) -> None:
+def _dealt(problem: Problem, counted: list[Counted]) -> list[int]:
+    """The choices of a solver's answer: each of the layers that are alike gets one of those counted in them."""
+    chosen: list[int] = []
+    dealt: dict[int, int] = {}
+    for one in counted:
+        layer = int(problem.layers[one.places[0]])
+        first = dealt.get(layer, 0)
+        dealt[layer] = first + round(one.variable.varValue or 0.0)
+        chosen += one.places[first : dealt[layer]]
+    return chosen
+
+
+def _forbid(program: pulp.LpProblem, counted: list[Counted]) -> None:
     """Forbid the counts of the last answer: some choice must be taken less often."""
     taken = [one for one in counted if round(one.variable.varValue or 0.0)]
     if all(len(one.places) == 1 for one in taken):

@@ -179,18 +179,20 @@ def _branch_and_bound(
     counter = itertools.count()
     waiting: list[tuple[float, int, tuple[tuple[float, float], ...]]] = [(-math.inf, next(counter), ranges)]
     best: Result | None = None
-    last: Result | None = None
-    loss, stopped = below, False
+    root: Result | None = None
+    loss, open_loss, stopped = below, math.inf, False  # nothing that a time limit cut off is below open_loss
     for _ in range(_NODES):
         if not waiting or waiting[0][0] >= loss:
             break
-        _, _, box = heapq.heappop(waiting)
         left = None if time_limit is None else time_limit - (time.perf_counter() - started)
-        if left is not None and left <= 0:
+        if left is not None and left <= 0 and root is not None:
             stopped = True
             break
+        _, _, box = heapq.heappop(waiting)
         last = solve(_relaxed(problem, ends, box, z), method=method, time_limit=left, below=loss)
-        stopped |= last.outcome == "stopped"
+        root = root or last
+        if last.outcome == "stopped":
+            stopped, open_loss = True, min(open_loss, sign * last.bound)
         if last.solution is None:
             continue
         solution = make_solution(problem, last.solution.choices)
@@ -202,24 +204,27 @@ def _branch_and_bound(
         for half in _halves(box[worst], _variance(ends[worst], solution)):
             heapq.heappush(
                 waiting,
-                (sign * solution.objective, next(counter), (*box[:worst], half, *box[worst + 1 :])),
+                (sign * last.bound, next(counter), (*box[:worst], half, *box[worst + 1 :])),
             )
     else:
-        stopped = True
+        stopped |= bool(waiting) and waiting[0][0] < loss
     seconds = time.perf_counter() - started
+    assert root is not None
+    facts = replace(best or replace(root, solution=None), root_bound=root.root_bound, seconds=seconds)
+    if stopped:
+        return replace(facts, outcome="stopped", bound=sign * min([loss, open_loss, *(one[0] for one in waiting)]))
     if best is not None:
-        bound = best.bound if not stopped else sign * min([loss, *(one[0] for one in waiting)])
-        return replace(best, outcome="stopped" if stopped else "optimal", bound=bound, seconds=seconds)
-    assert last is not None
-    return replace(last, solution=None, outcome="stopped" if stopped else "infeasible", seconds=seconds)
+        return replace(facts, outcome="optimal", bound=sign * loss)
+    return replace(facts, outcome="infeasible", bound=sign * math.inf)
 
 
 def _variance_range(problem: Problem, end: _End) -> tuple[float, float]:
     first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
     each = end.error**2
     fixed = end.base_error**2
+    least = np.minimum.reduceat(each, first) * (problem.spans == 1).all()  # where some span several, few may be chosen
     return (
-        fixed + float(np.minimum.reduceat(each, first).sum()),
+        fixed + float(least.sum()),
         fixed + float(np.maximum.reduceat(each, first).sum()),
     )
 

@@ -32,7 +32,7 @@ Prices: TypeAlias = dict[tuple[str, int], float]
 """Loss per unit of (resource, 1), the high end of its limit, and (resource, -1), the low end."""
 METHODS: tuple[Method, ...] = ("auto", "highs", "cbc")
 
-_BEAMS = (500, 5_000, 50_000, 1_000_000)
+_BEAMS = (500, 5_000, 50_000, 400_000)
 _FIRST_CHOICES = 4
 """Without a solution yet, the walk is through this many choices per layer, on average; then all."""
 
@@ -94,6 +94,7 @@ def solve(
         raise ValueError(f"no solver is named {method!r}; there are {', '.join(METHODS)}")
     search = _Search(problem, method, time_limit, below)
     if not (problem.spans == 1).all():
+        search.root = -math.inf
         search.by_milp(problem, -math.inf)
         return search.result()
     layered = layer_problem(problem)
@@ -115,7 +116,8 @@ def price_bound(problem: Problem, prices: Prices) -> float:
             price = prices.get((limit.resource, sign), 0.0)
             if price > 0 and math.isfinite(end):
                 priced += sign * price * problem.uses[:, place]
-                paid += price * (sign * (end - problem.base[place]) + limit.slack())
+                size = problem.num_layers * np.abs(problem.uses[:, place]).max() + abs(end) + abs(problem.base[place])
+                paid += price * (sign * (end - problem.base[place]) + limit.slack() + 1e-15 * size)
     first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
     return float(np.minimum.reduceat(priced, first).sum() - paid)
 
@@ -145,14 +147,16 @@ class _Search:
         self.solver = "bounds"
         self.left = self.states = 0
 
-    def offer(self, choices: Sequence[int]) -> None:
-        """Take a solution if it is one, and better."""
+    def offer(self, choices: Sequence[int]) -> bool:
+        """Take a solution if it is one, and better; whether it was taken."""
         try:
             solution = make_solution(self.problem, choices)
         except ValueError:
-            return
-        if self.sign * solution.objective < self.loss and not broken_limits(self.problem, solution):
-            self.solution, self.loss = solution, self.sign * solution.objective
+            return False
+        if self.sign * solution.objective >= self.loss or broken_limits(self.problem, solution):
+            return False
+        self.solution, self.loss = solution, self.sign * solution.objective
+        return True
 
     def run(self, layered: Layered) -> None:
         """Search and prove."""
@@ -176,8 +180,11 @@ class _Search:
                 found = walk(core, prices, target=self.loss - exact, beam=beam, scale=scale, deadline=self.deadline)
                 self.states = max(self.states, found.states)
                 self.left = core.count
-                if found.choices is not None:
-                    self.offer(core.choices[np.arange(len(core.choices)), found.choices].tolist())
+                rows = np.arange(len(core.choices))
+                if found.choices is not None and not self.offer(core.choices[rows, found.choices].tolist()):
+                    # it keeps its limits to rounding only, and may hide others: the MIP solver can be told to pass it
+                    self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
+                    return
                 wide = (
                     window >= self.loss - bound or core.count == layered.count or window >= reduced[layered.there].max()
                 )

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puzzlebench_search.dual import maximise_bound, reduced_losses
 from puzzlebench_search.layered import Layered
@@ -63,30 +64,37 @@ def walk(
     there = layered.there
     alternatives = np.where(there, reduced, 0.0).sum(axis=1) / np.maximum(there.sum(axis=1) - 1, 1)
     order = np.argsort(-alternatives, kind="stable")  # layers that are nearly settled first: states grow late
-    walker = _Walker(layered, order, prices, target, beam, scale)
+    walker = _Walker(layered, order, prices, target, beam, scale, deadline)
     for place in range(len(order)):
-        if time.perf_counter() > deadline:
-            return Walk(choices=None, complete=False, states=walker.peak)
         if not walker.step(place):
             return Walk(choices=None, complete=walker.complete, states=walker.peak)
-    return Walk(choices=walker.best(), complete=walker.complete, states=walker.peak)
+    found = walker.best() if walker.loss.min() < target else None
+    return Walk(choices=found, complete=walker.complete, states=walker.peak)
 
 
 class _Walker:
     """The states after some of the layers: loss (S,), use (M, S), and loss + price . use for every price (K, S)."""
 
     def __init__(
-        self, layered: Layered, order: IntArray, prices: FloatArray, target: float, beam: int, scale: float
+        self,
+        layered: Layered,
+        order: IntArray,
+        prices: FloatArray,
+        target: float,
+        beam: int,
+        scale: float,
+        deadline: float,
     ) -> None:
         self.losses, self.uses = layered.losses[order], layered.uses[order]
         self.counts = layered.there[order].sum(axis=1)
         self.order, self.room, self.target, self.beam, self.scale = order, layered.room, target, beam, scale
+        self.deadline = deadline
         least = np.where(layered.there[order][:, :, None], self.uses, np.inf).min(axis=1)
         self.needed = np.vstack([least[::-1].cumsum(axis=0)[::-1], np.zeros((1, self.uses.shape[2]))])  # (L + 1, M)
         self.loss = np.zeros(1)
         self.use = np.zeros((self.uses.shape[2], 1))
         self.complete, self.peak, self.refit_at, self.merge_after = True, 1, _REFIT_AT, 0
-        self.trail: list[tuple[IntArray, IntArray]] = []
+        self.trail: list[tuple[NDArray[np.int32], NDArray[np.int16]]] = []
         self.base = prices[None]
         self._set_prices(self.base, 0)
 
@@ -95,7 +103,8 @@ class _Walker:
         best = (self.losses[place:, :, None] + self.uses[place:] @ prices.T).min(axis=1)  # (L - place, K)
         rest = np.zeros((len(self.losses) + 1, len(prices)))
         rest[place:-1] = best[::-1].cumsum(axis=0)[::-1]
-        self.rest = rest - prices @ self.room
+        doubt = prices.sum(axis=1) * (_EQUAL + 4 * len(self.losses) * np.finfo(np.float64).eps)  # uses may be off by it
+        self.rest = rest - prices @ self.room - doubt
         self.priced = self.loss[None] + prices @ self.use
 
     def _refit(self, place: int) -> None:
@@ -120,7 +129,7 @@ class _Walker:
             self.trail[-1] = (source[states], choice[states])
 
     def step(self, place: int) -> bool:
-        """Choose for one more layer; False when no state is left."""
+        """Choose for one more layer; False when no state or no time is left."""
         if len(self.loss) >= self.refit_at and place < len(self.losses) - 1 and self.uses.shape[2]:
             self._refit(place)
             if not len(self.loss):
@@ -130,6 +139,9 @@ class _Walker:
         added = self.losses[place][:, None] + self.uses[place] @ self.prices.T  # (J, K)
         toward = added + self.rest[place + 1]  # (J, K)
         for begin in range(0, len(self.loss), _CHUNK):
+            if time.perf_counter() > self.deadline:
+                self.complete = False
+                return False
             use, priced = self.use[:, begin : begin + _CHUNK], self.priced[:, begin : begin + _CHUNK]
             for choice in range(int(self.counts[place])):
                 bound = (priced + toward[choice][:, None]).max(axis=0)
@@ -149,7 +161,7 @@ class _Walker:
         source, chosen = source[kept], chosen[kept]
         self.loss, self.use = loss[kept], use[:, kept]
         self.priced = self.priced[:, source] + added[chosen].T
-        self.trail.append((source, chosen))
+        self.trail.append((source.astype(np.int32), chosen.astype(np.int16)))
         self.peak = max(self.peak, len(kept))
         return len(kept) > 0
 
@@ -160,9 +172,11 @@ class _Walker:
         if self.merge_after > 0 or len(loss) < _MERGE_AT:
             return everything
         weights = np.linspace(1.0, 2.0, len(use)) ** 0.5
-        order = np.lexsort((loss, np.round(weights @ use, 10)))
+        keys = np.round(weights @ use, 10)
+        order = np.lexsort((loss, keys))
         repeats = np.zeros(len(order), dtype=bool)
         repeats[1:] = (np.abs(np.diff(use[:, order], axis=1)) <= _EQUAL).all(axis=0)
+        repeats[1:] &= np.diff(keys[order]) == 0  # the next key begins with the best of its own
         if repeats.mean() < _MERGE_WORTH:
             self.merge_after = _MERGE_PAUSE
             return everything
