@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from puzzlebench.profiling.cost_table import CostTable
     from puzzlebench.scores import ScoreTable
     from puzzlebench.searching.costs import SearchCosts
+    from puzzlebench.searching.recheck import Recheck
     from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
     from puzzlebench.searching.search import Confidence
 
@@ -29,6 +32,7 @@ _EXAMPLES = {
     "tpot": "25ms",
 }
 _USABLE_MEMORY = 0.9
+_TIME_LIMIT = 60.0
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +68,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     wanted.add_argument(
         "--errors",
-        default="correlated",
         choices=("correlated", "independent"),
-        help="whether the cost table's errors are the same in all layers or each layer's own (%(default)s)",
+        help="with --confidence: whether the cost table's errors are the same in all layers (correlated, the default) "
+        "or each layer's own",
     )
     allowed = parser.add_argument_group("what may be chosen")
     allowed.add_argument(
@@ -85,7 +89,13 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "highs", "cbc"),
         help="what settles the reduced problem; auto: an exhaustive walk, HiGHS where that grows too large",
     )
-    how.add_argument("--time-limit", type=float, metavar="SECONDS", help="per solution; then the gap is printed")
+    how.add_argument(
+        "--time-limit",
+        type=float,
+        default=_TIME_LIMIT,
+        metavar="SECONDS",
+        help="per solution; then the best so far and its gap are printed (%(default)s)",
+    )
 
 
 def _limit_help(side: str, resource: str) -> str:
@@ -175,8 +185,10 @@ def search_command(arguments: argparse.Namespace) -> int:
     from puzzlebench.searching.why_not import why_not
 
     scorer = load_scorer(arguments.scorer) if arguments.scorer else None
-    question = _Question(arguments)
+    if arguments.evaluations < 1:
+        raise ValueError(f"the number of evaluations must be at least 1, not {arguments.evaluations}")
     _check_folder(arguments.out)
+    question = _Question(arguments)
     settings = SearchSettings(
         batch_sizes=question.batch_sizes,
         diverse=arguments.diverse,
@@ -187,18 +199,24 @@ def search_command(arguments: argparse.Namespace) -> int:
     )
     with progress() as report:
         outcome = search_architectures(question.costs, question.table, question.scores, settings, report=report)
-    facts = _facts(arguments, question)
+    facts = _facts(arguments, question) | {"settings": asdict(settings)}
     if not outcome.found:
         if not outcome.proven:
-            raise ValueError("the time limit passed before any architecture was found; give more, or looser limits")
-        found = why_not(question.costs, settings)
+            raise ValueError(
+                f"the time limit of {settings.time_limit:g} s passed before any architecture was found, and there may "
+                "be none; give more with --time-limit, or looser limits"
+            )
+        with progress() as report:
+            found = why_not(question.costs, settings, report=report)
         answer = why_not_json(facts, found)
         if arguments.out:
             write_search(arguments.out, answer, [])
         if arguments.json:
             print_json(answer)
-        else:
-            print_why_not(facts, found)
+            return INFEASIBLE
+        print_why_not(facts, found)
+        if arguments.out:
+            print(f"wrote {arguments.out}/search.json")
         return INFEASIBLE
     compared = compare(question.costs, question.parent, settings, outcome.found[0]) if arguments.compare else ()
     refined = None
@@ -213,18 +231,29 @@ def search_command(arguments: argparse.Namespace) -> int:
                 evaluations=arguments.evaluations,
                 report=report,
             )
-    answer = search_json(facts, outcome, compared, refined)
+    parent = _parent(question, outcome.found[0].batch_size)
+    answer = search_json(facts, outcome, compared, refined, parent)
     if arguments.out:
         architectures = [one.architecture for one in outcome.found]
         write_search(arguments.out, answer, architectures, refined.architecture if refined else None)
     if arguments.json:
         print_json(answer)
         return 0
-    parent = parent_costs(question, outcome.found[0].batch_size)
     print_search(facts, outcome, compared, refined, parent)
     if arguments.out:
-        print(f"wrote {arguments.out}")
+        print(f"wrote {arguments.out}: search.json, architecture.json" + (", ..." if len(outcome.found) > 1 else ""))
     return 0
+
+
+def _parent(question: _Question, batch_size: int) -> Recheck | None:
+    """What the parent takes; None where the table lacks a cell for it, which only matters if it may be chosen."""
+    from puzzlebench.searching.recheck import recheck
+
+    costs = question.costs
+    try:
+        return recheck(question.table, costs.spec, question.parent, costs.scenarios, batch_size, costs.limits)
+    except ValueError:
+        return None
 
 
 def parent_costs(question: _Question, batch_size: int) -> dict[str, float]:
@@ -304,7 +333,7 @@ def _read_scores(arguments: argparse.Namespace, table: CostTable, spec: ModelSpe
         path,
         metric=arguments.score_metric,
         direction=arguments.score_direction,
-        parent=parent if path.suffix == ".csv" else None,
+        parent=parent if path.suffix.lower() == ".csv" else None,
     )
 
 
@@ -354,19 +383,26 @@ def _confidence(arguments: argparse.Namespace) -> Confidence | None:
     from puzzlebench_search.robust import normal_quantile
 
     if arguments.confidence is None:
-        if arguments.errors != "correlated":
-            raise ValueError("--errors needs --confidence")
+        if arguments.errors is not None:
+            raise ValueError("--errors needs --confidence, such as 0.95")
         return None
     normal_quantile(arguments.confidence)
-    return Confidence(level=arguments.confidence, errors_are=arguments.errors)
+    return Confidence(level=arguments.confidence, errors_are=arguments.errors or "correlated")
 
 
 def _check_folder(path: Path | None) -> None:
     """Refuse before the work what cannot be written after it."""
-    if path is not None and ((path.exists() and not path.is_dir()) or not path.parent.is_dir()):
-        raise ValueError(
-            f"cannot write to {path}: " + ("it is a file" if path.exists() else "its folder does not exist")
-        )
+    if path is None:
+        return
+    why = None
+    if path.exists() and not path.is_dir():
+        why = "it is a file"
+    elif not path.parent.is_dir():
+        why = "the folder it would be in does not exist"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
+        why = "permission denied"
+    if why:
+        raise ValueError(f"cannot write to {path}: {why}")
 
 
 def _facts(arguments: argparse.Namespace, question: _Question) -> dict[str, Any]:

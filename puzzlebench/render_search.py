@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from puzzlebench.model.blocks import Architecture, block_name
 from puzzlebench.render import console
 from puzzlebench.searching.compare import Compared
 from puzzlebench.searching.quantities import format_value
+from puzzlebench.searching.recheck import Recheck
 from puzzlebench.searching.refining import RefinedArchitecture
 from puzzlebench.searching.scenarios import ResourceLimit
 from puzzlebench.searching.search import BatchOutcome, Found, SearchOutcome
@@ -35,82 +37,117 @@ def print_search(
     outcome: SearchOutcome,
     compared: Sequence[Compared],
     refined: RefinedArchitecture | None,
-    parent: Mapping[str, float],
+    parent: Recheck | None,
 ) -> None:
     """The best architecture with its costs and the parent's, how it was proven, and everything else that was asked."""
     _print_head(facts)
-    out, best = console(), outcome.found[0]
+    best = outcome.found[0]
     result = best.result
-    proof = "proven best" if outcome.proven else "not proven: the time limit passed"
-    out.print(
-        f"[bold]batch {best.batch_size}: score {best.objective:.6g}[/bold] ({facts['scores']['metric']}, parent "
-        f"{outcome.parent_score:.6g}); {proof}, bound {result.bound:.6g}, gap {result.gap or 0:.2%}",
+    proof = "proven best"
+    if not outcome.best_proven:
+        proof = (
+            f"not proven, the time limit passed: at best {outcome.bound:.6g} is possible (gap {outcome.gap or 0:.2%})"
+        )
+    console().print(
+        f"[bold]batch {best.batch_size}: score {best.objective:.6g}[/bold] ("
+        + escape(f"{facts['scores']['metric']}, parent {outcome.parent_score:.6g}); {proof}"),
         highlight=False,
     )
-    out.print(
-        f"{result.choices:,} choices, {result.choices_left:,} left after bounds; {result.solver}, "
-        f"{outcome.seconds:.2f} s in all",
-        highlight=False,
+    settled = f"; settled by: {result.solver}" if result.outcome == "optimal" else ""
+    _say(
+        f"{result.choices:,} choices at this batch size, {result.choices_left:,} left after bounds{settled}; "
+        f"{outcome.seconds:.2f} s in all"
     )
-    out.print(_costs_table(best, parent))
+    console().print(_costs_table(best.check, parent, best.gains, best.at_confidence, facts["confidence"]))
+    if parent is None:
+        _say("the parent is not shown: the cost table lacks cells of its blocks")
+    elif not parent.holds:
+        _say("! the parent does not keep this limit")
     if outcome.price is not None:
         confidence = facts["confidence"]
-        out.print(
-            f"limits hold with {confidence['level']:.0%} confidence each ({confidence['errors_are']} errors): the "
-            f"score is {abs(outcome.price):.4g} worse than without",
-            highlight=False,
+        _say(
+            f"limits hold with {confidence['level']:.6g} confidence each ({confidence['errors_are']} errors); without "
+            f"it the score could be {outcome.price:.4g} better"
         )
-    for line in _architecture_lines(best.architecture):
-        out.print(line, highlight=False)
+    _print_lines("layers", best.architecture)
     if len(outcome.batches) > 1:
-        out.print(_batches_table(outcome.batches))
-    if len(outcome.found) > 1:
-        out.print(_solutions_table(outcome.found))
+        console().print(_batches_table(outcome.batches))
+    if outcome.wanted > 1:
+        _print_solutions(outcome)
     if compared:
-        out.print(_baselines_table(best, compared))
+        console().print(_baselines_table(best, compared, facts["confidence"]))
     if refined is not None:
-        better = "better" if refined.real != refined.first_real else "no better"
-        out.print(
-            f"re-scored as whole models ({refined.evaluations} scored; {refined.stopped}): {refined.real:.6g}, "
-            f"{better} than the search's best at {refined.first_real:.6g}; sum of single scores {refined.additive:.6g}",
-            highlight=False,
-        )
-        if refined.real != refined.first_real:
-            for line in _architecture_lines(refined.architecture):
-                out.print(line, highlight=False)
+        _print_refined(refined, parent)
     _print_foot(facts)
+
+
+def _print_solutions(outcome: SearchOutcome) -> None:
+    if len(outcome.found) > 1:
+        console().print(_solutions_table(outcome.found))
+        for place, one in enumerate(outcome.found[1:], start=2):
+            _print_lines(f"layers of {place}", one.architecture)
+    if len(outcome.found) < outcome.wanted:
+        why = "no other keeps the limits and differs in enough layers" if outcome.proven else "the time limit passed"
+        _say(f"{len(outcome.found)} of {outcome.wanted} solutions: {why}")
+    elif outcome.best_proven and not outcome.proven:
+        _say("not all of them are proven: the time limit passed")
+
+
+def _print_refined(refined: RefinedArchitecture, parent: Recheck | None) -> None:
+    better = "better than" if refined.real != refined.first_real else "the same as"
+    _say(
+        f"re-scored as whole models ({refined.evaluations} scored; {refined.stopped}): {refined.real:.6g}, "
+        f"{better} the search's best at {refined.first_real:.6g}; its sum of single scores is {refined.additive:.6g}"
+    )
+    if refined.real != refined.first_real:
+        console().print(_costs_table(refined.check, parent, {}, {}, None))
+        _print_lines("layers", refined.architecture)
+
+
+def _say(text: str) -> None:
+    """A line that is printed as it is: names in brackets are no markup."""
+    console().print(text, highlight=False, markup=False)
 
 
 def print_why_not(facts: Mapping[str, Any], found: WhyNot) -> None:
     """Which limits clash, how near each can be had, and the least that has to give."""
     _print_head(facts)
     out = console()
-    clash = [limit.text for limit in found.limits if limit.clashes]
-    out.print("[bold]no architecture keeps these limits, at any of the batch sizes[/bold]")
-    alone = len(clash) == 1
-    out.print(
-        f"nearest at batch {found.batch_size}: "
-        + (f"{clash[0]} is out of reach" if alone else f"{' and '.join(clash)} cannot hold together"),
-        highlight=False,
+    clash = [limit.asked.text for limit in found.limits if limit.clashes]
+    where = "any of the batch sizes" if len(found.batches) > 1 else f"batch {found.batch_size}"
+    out.print(f"[bold]no architecture keeps these limits at {where}[/bold]", highlight=False)
+    if found.errors_taken_as is not None:
+        confidence = facts["confidence"]
+        text = f"margins are of {confidence['level']:.6g} confidence in each limit, errors {found.errors_taken_as}"
+        if confidence["errors_are"] != found.errors_taken_as:
+            text += f": wider than the {confidence['errors_are']} ones asked for, so less may have to give"
+        _say(text)
+    _say(
+        (f"nearest at batch {found.batch_size}: " if len(found.batches) > 1 else "")
+        + (f"{clash[0]} is out of reach" if len(clash) == 1 else f"{' and '.join(clash)} cannot hold together")
     )
     shown = Table()
-    for name in ("limit", "nearest, the others kept", "nearest, alone", "cheapest relaxation"):
+    for name in ("limit (! clashes)", "nearest, the others kept", "nearest, alone", "smallest change in all"):
         shown.add_column(name)
     for limit in found.limits:
+        column = limit.asked.column
         shown.add_row(
-            ("[bold]! [/bold]" if limit.clashes else "  ") + limit.text,
-            limit.with_others or "the others clash without it",
-            limit.alone,
-            limit.relaxed or "as it is",
+            escape(("! " if limit.clashes else "  ") + limit.asked.text),
+            "the others clash without it" if limit.with_others is None else _short(column, limit.with_others),
+            _short(column, limit.alone),
+            escape("as it is" if limit.relaxed is None else limit.relaxed.roomy_text),
         )
     out.print(shown)
-    out.print(f"so relaxed (by {found.change:.1%} in all) the best score is {found.objective:.6g}", highlight=False)
+    _say(
+        f"with the limits of the last column (changed by {found.change:.1%} in all) the best score is "
+        f"{found.objective:.6g}"
+    )
     if len(found.batches) > 1:
         needs = Table(title="what each batch size would need", title_justify="left")
         needs.add_column("batch", justify="right")
-        needs.add_column("at the least")
-        for batch_size, text in found.batches.items():
-            needs.add_row(str(batch_size), text)
+        needs.add_column("smallest change in all")
+        for batch_size, ends in found.batches.items():
+            needs.add_row(str(batch_size), escape("; ".join(end.roomy_text for end in ends)))
         out.print(needs)
     _print_foot(facts)
 
@@ -140,79 +177,99 @@ def _value(column: str, value: float) -> str:
 
 
 def _print_head(facts: Mapping[str, Any]) -> None:
-    out = console()
-    out.print(f"[bold]{facts['title']}[/bold]", highlight=False)
+    console().print(f"[bold]{escape(facts['title'])}[/bold]", highlight=False)
     for scenario in facts["scenarios"]:
         own = [ResourceLimit(**limit).describe_named() for limit in scenario["limits"]]
         text = (
             f"scenario {scenario['name']}: prompts of {scenario['prefill_len']:,}, {scenario['decode_len']:,} generated"
         )
-        out.print(text + (f"; {', '.join(own)}" if own else ""), highlight=False)
+        _say(text + (f"; {', '.join(own)}" if own else ""))
     limits = []
     for limit in facts["limits"]:
         ours = facts["memory_limit_is_default"] and limit["resource"] == "memory"
         limits.append(ResourceLimit(**limit).describe_named() + (" (90 % of the GPU)" if ours else ""))
-    out.print(f"limits: {', '.join(limits) or 'none'}", highlight=False)
+    _say(f"limits: {', '.join(limits) or 'none'}")
     chosen = f"{facts['layers']} layers, {facts['choices']:,} choices"
     if facts["removed"]:
         taken = sum(removal["count"] for removal in facts["removed"])
-        chosen += f" ({taken:,} taken out by rules)"
-    out.print(f"{chosen}; scores: {facts['scores']['metric']} ({facts['scores']['direction']})", highlight=False)
+        chosen += f" ({taken:,} more taken out by rules)"
+    good = "lower" if facts["scores"]["direction"] == "minimise" else "higher"
+    _say(f"{chosen}; scores: {facts['scores']['metric']}, {good} is better")
 
 
 def _print_foot(facts: Mapping[str, Any]) -> None:
     cells = ", ".join(f"{count:,} {name}" for name, count in facts["costs"]["cells"].items())
-    out = console()
     for removal in facts["removed"]:
-        out.print(f"taken out: {removal['count']:,} by {removal['reason']}", highlight=False, soft_wrap=True)
+        _say_long(f"taken out, {removal['count']:,}: {removal['reason']}")
     if facts["unused"]:
-        out.print(f"costed but not scored: {', '.join(facts['unused'])}", highlight=False, soft_wrap=True)
-    out.print(
-        f"costs: {facts['costs']['from']} ({cells} cells; {facts['costs']['source']})", highlight=False, soft_wrap=True
-    )
-    out.print(f"scores: {facts['scores']['from']} ({facts['scores']['source']})", highlight=False, soft_wrap=True)
+        _say_long(f"costed but not scored: {', '.join(facts['unused'])}")
+    _say_long(f"costs: {facts['costs']['from']} ({cells} cells; {facts['costs']['source']})")
+    _say_long(f"scores: {facts['scores']['from']} ({facts['scores']['source']})")
 
 
-def _costs_table(best: Found, parent: Mapping[str, float]) -> Table:
-    limits = {limit.column: limit for limit in best.check.limits}
+def _say_long(text: str) -> None:
+    """The same on one line, however long: for what is copied or searched for."""
+    console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _costs_table(
+    check: Recheck,
+    parent: Recheck | None,
+    gains: Mapping[str, float],
+    at_confidence: Mapping[tuple[str, str], float],
+    confidence: Mapping[str, Any] | None,
+) -> Table:
+    """What it takes; a limit with a gain binds."""
+    limits = {limit.column: limit.limit for limit in check.limits}
+    broken = set() if parent is None else {limit.column for limit in parent.limits if not limit.holds}
     shown = Table()
-    for name in ("", "chosen", "limit", "margin", "1 % more room", "parent", "ratio"):
-        shown.add_column(name, justify="left" if name in ("", "limit") else "right")
-    for column, value in best.check.values.items():
-        limit = limits.get(column)
-        margins = [margin for name, margin in best.margins.items() if name.startswith(f"{column} ")]
-        gain = best.gains.get(column)
-        shown.add_row(
-            column,
-            format_value(column, value),
-            limit.limit.describe() if limit else "",
-            f"±{margins[0] / _seconds(best, column, value):.1%}" if margins else "",
-            f"{gain:+.3g}" if gain else "",
-            format_value(column, parent[column]),
-            f"{value / parent[column]:.3f}",
-        )
+    shown.add_column("")
+    shown.add_column("chosen", justify="right")
+    if at_confidence:
+        assert confidence is not None
+        shown.add_column(f"at {confidence['level']:.6g}", justify="right")
+    shown.add_column("limit")
+    if gains:
+        shown.add_column("binds: score, 1 % more room", justify="right", max_width=13)
+    if parent is not None:
+        shown.add_column(f"parent, batch {parent.batch_size}", justify="right", min_width=14)
+        shown.add_column("ratio", justify="right")
+    for column, value in check.values.items():
+        row = [column, _short(column, value)]
+        if at_confidence:
+            row.append(", ".join(_short(column, at) for (name, _), at in at_confidence.items() if name == column))
+        row.append(limits[column].describe() if column in limits else "")
+        if gains:
+            row.append(f"{gains[column]:+.3g}" if column in gains else "")
+        if parent is not None:
+            row.append(("! " if column in broken else "") + _short(column, parent.values[column]))
+            row.append(f"{value / parent.values[column]:.3f}")
+        shown.add_row(*map(escape, row))
     return shown
 
 
-def _seconds(best: Found, column: str, value: float) -> float:
-    """What a margin, in seconds, is relative to."""
-    if not column.startswith("throughput"):
-        return value
-    return best.check.values[column.replace("throughput", "latency", 1)]
+def _short(column: str, value: float) -> str:
+    """A value beside its column's name, which says already what it counts."""
+    return format_value(column, value).removesuffix(" parameters")
 
 
-def _architecture_lines(architecture: Architecture) -> list[str]:
+def _print_lines(title: str, architecture: Architecture) -> None:
+    for line in _architecture_lines(title, architecture):
+        _say(line)
+
+
+def _architecture_lines(title: str, architecture: Architecture) -> list[str]:
     """Runs of equal layers: "0-3 gqa_8+mlp_28672", as many to a line as fit."""
     runs = []
     for name, layers in groupby(enumerate(architecture.blocks), key=lambda one: block_name(one[1])):
         places = [place for place, _ in layers]
         first, last = places[0], places[-1]
         runs.append(f"{first}-{last} {name}" if last > first else f"{first} {name}")
-    lines, line = [], "layers"
+    lines, line = [], title
     for run in runs:
         if len(line) + len(run) > 115:
             lines.append(line)
-            line = "      "
+            line = " " * len(title)
         line += f"  {run}"
     return [*lines, line]
 
@@ -220,7 +277,7 @@ def _architecture_lines(architecture: Architecture) -> list[str]:
 def _batches_table(batches: Sequence[BatchOutcome]) -> Table:
     shown = Table(title="batch sizes", title_justify="left")
     shown.add_column("batch", justify="right")
-    shown.add_column("score")
+    shown.add_column("best score")
     for batch in batches:
         shown.add_row(str(batch.batch_size), _STATUS[batch.status].format(bound=f"{batch.bound:.6g}"))
     return shown
@@ -235,8 +292,13 @@ def _solutions_table(found: Sequence[Found]) -> Table:
     return shown
 
 
-def _baselines_table(best: Found, compared: Sequence[Compared]) -> Table:
-    shown = Table(title=f"other ways to choose, batch {best.batch_size}, same limits", title_justify="left")
+def _baselines_table(best: Found, compared: Sequence[Compared], confidence: Mapping[str, Any] | None) -> Table:
+    title = f"other ways to choose, batch {best.batch_size}, same limits"
+    if confidence is not None:
+        title += " and confidence"
+        if confidence["errors_are"] == "independent":
+            title += " (margins made linear at the search's best)"
+    shown = Table(title=title, title_justify="left")
     for name in ("", "score", "worse by", "seconds", ""):
         shown.add_column(name, justify="right" if name in ("score", "worse by", "seconds") else "left")
     shown.add_row("search", f"{best.objective:.6g}", "", f"{best.result.seconds:.2f}", "")
@@ -246,6 +308,6 @@ def _baselines_table(best: Found, compared: Sequence[Compared]) -> Table:
             "none" if one.objective is None else f"{one.objective:.6g}",
             "" if one.worse_by is None else f"{one.worse_by:.4g}",
             f"{one.seconds:.2f}",
-            one.note,
+            escape(one.note),
         )
     return shown

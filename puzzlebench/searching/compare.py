@@ -10,7 +10,7 @@ from puzzlebench.model.blocks import Architecture, Block, NoOp, block_name, pars
 from puzzlebench.model.parameters import sub_block_parameters
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.searching.costs import SearchCosts
-from puzzlebench.searching.search import Cases, Found, SearchSettings
+from puzzlebench.searching.search import Found, SearchSettings, problem_around
 from puzzlebench_search.baselines import BASELINES, ChoiceFacts, Settings, run_baseline
 from puzzlebench_search.problem import Problem
 
@@ -44,13 +44,12 @@ def compare(
     samples: int = 100,
     seed: int = 0,
 ) -> tuple[Compared, ...]:
-    """Run every baseline on the case that the search's best is in: the same batch size, limits (margins of correlated
-    errors included) and workspace.
+    """Run every baseline on the case that the search's best is in (`problem_around`): the same batch size, limits with
+    their margins, and workspace.
     """
-    cases = Cases.of(costs, (found.batch_size,), settings.confidence)
-    problem = next(problem for problem in cases.problems if set(found.choices) <= set(problem.names))
+    problem = problem_around(costs, found, settings.confidence)
     facts = choice_facts(problem, costs.spec, parent)
-    run = Settings(samples=samples, seed=seed, time_limit=settings.time_limit or _SECONDS)
+    run = Settings(samples=samples, seed=seed, time_limit=min(settings.time_limit or _SECONDS, _SECONDS))
     sign = 1.0 if problem.direction == "minimise" else -1.0
     compared = []
     for name in BASELINES:

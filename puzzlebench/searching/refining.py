@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,8 +14,8 @@ from puzzlebench.model.blocks import Architecture
 from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.searching.costs import SearchCosts
 from puzzlebench.searching.recheck import Recheck, recheck
-from puzzlebench.searching.search import Cases, Found, SearchSettings
-from puzzlebench_search.problem import make_solution
+from puzzlebench.searching.search import Found, SearchSettings, problem_around
+from puzzlebench_search.problem import broken_limits, make_solution
 from puzzlebench_search.refine import Evaluated, refine
 
 ArchitectureScorer: TypeAlias = Callable[[Architecture], float]
@@ -43,18 +45,22 @@ class RefinedArchitecture:
 def load_scorer(name: str) -> ArchitectureScorer:
     """A function by its name, "package.module:function"; it takes an Architecture and returns a number.
 
+    Modules in the current folder are found too.
+
     Raises:
         ValueError: there is no such module or function.
     """
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise ValueError(f"{name!r} does not name a scorer; expected package.module:function")
+    if os.getcwd() not in sys.path:  # an installed command has its own folder there instead
+        sys.path.insert(0, os.getcwd())
     try:
         found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module raises
         raise ValueError(f"the scorer {name!r} cannot be loaded: {error}") from None
     if not callable(found):
-        raise ValueError(f"{name!r} is not a function")
+        raise ValueError(f"the scorer {name!r} is not a function but {type(found).__name__}")
     scorer: ArchitectureScorer = found
     return scorer
 
@@ -71,7 +77,7 @@ def refine_architectures(
 ) -> RefinedArchitecture:
     """Start from the solutions that were found at the best one's batch size.
 
-    Limits hold with the margin of correlated errors where a confidence is asked for.
+    Limits hold with the confidence asked for; see `problem_around`.
 
     Raises:
         ValueError: nothing was found, or the scorer fails.
@@ -79,16 +85,14 @@ def refine_architectures(
     if not found:
         raise ValueError("there is no solution to refine")
     batch_size = found[0].batch_size
-    cases = Cases.of(costs, (batch_size,), settings.confidence)
-    problem = next(
-        problem for problem in cases.problems if set(found[0].choices) <= set(problem.names)
-    )  # most workspace first: the case with the most choices that holds the best solution
+    problem = problem_around(costs, found[0], settings.confidence)
     places = {name: place for place, name in enumerate(problem.names)}
     starts = [
         make_solution(problem, [places[name] for name in one.choices])
         for one in found
         if one.batch_size == batch_size and all(name in places for name in one.choices)
     ]
+    starts = [start for start in starts if not broken_limits(problem, start)]  # other cases count less workspace
     scored = itertools.count(1)
 
     def tell(_: Evaluated) -> None:

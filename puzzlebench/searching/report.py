@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +26,7 @@ from puzzlebench.searching.search import Confidence, Found, SearchOutcome
 from puzzlebench.searching.why_not import WhyNot
 
 SCHEMA_VERSION = 1
+_OURS = re.compile(r"architecture(\.([2-9]|[1-9][0-9]+|refined))?\.json")
 
 
 def search_facts(
@@ -84,15 +87,24 @@ def search_json(
     outcome: SearchOutcome,
     compared: Sequence[Compared],
     refined: RefinedArchitecture | None,
+    parent: Recheck | None,
 ) -> dict[str, Any]:
-    """A search that found something."""
+    """A search that found something; numbers that are not there or not finite are null.
+
+    Args:
+        parent: at the batch size of the first solution.
+    """
     return facts | {
         "outcome": "optimal" if outcome.proven else "stopped",
+        "bound": _finite(outcome.bound),
+        "gap": outcome.gap,
         "parent_score": outcome.parent_score,
+        "parent": None if parent is None else {"batch_size": parent.batch_size} | _check_json(parent),
         "price_of_confidence": outcome.price,
         "seconds": outcome.seconds,
+        "solutions_wanted": outcome.wanted,
         "solutions": [_found_json(found) for found in outcome.found],
-        "batches": [asdict(batch) for batch in outcome.batches],
+        "batches": [asdict(batch) | {"bound": _finite(batch.bound)} for batch in outcome.batches],
         "baselines": [asdict(one) for one in compared],
         "refined": None if refined is None else _refined_json(refined),
     }
@@ -100,7 +112,14 @@ def search_json(
 
 def why_not_json(facts: dict[str, Any], found: WhyNot) -> dict[str, Any]:
     """A search that proved there is nothing."""
-    return facts | {"outcome": "infeasible", "solutions": [], "explanation": asdict(found)}
+    batches = [
+        {"batch_size": batch_size, "needs": [asdict(end) for end in ends]} for batch_size, ends in found.batches.items()
+    ]
+    return facts | {"outcome": "infeasible", "solutions": [], "explanation": asdict(found) | {"batches": batches}}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _found_json(found: Found) -> dict[str, Any]:
@@ -109,16 +128,18 @@ def _found_json(found: Found) -> dict[str, Any]:
         "batch_size": found.batch_size,
         "architecture": architecture_to_json(found.architecture),
         "objective": found.objective,
-        "bound": result.bound,
+        "bound": _finite(result.bound),
         "gap": result.gap,
         "outcome": result.outcome,
         "solver": result.solver,
         "seconds": result.seconds,
-        "root_bound": result.root_bound,
+        "root_bound": _finite(result.root_bound),
         "choices": result.choices,
         "choices_left": result.choices_left,
         "gain_per_percent": found.gains,
-        "margins": found.margins,
+        "at_confidence": [
+            {"column": column, "end": end, "value": value} for (column, end), value in found.at_confidence.items()
+        ],
         "shared_layers": list(found.shared),
     } | _check_json(found.check)
 
@@ -159,7 +180,7 @@ def write_search(
 ) -> None:
     """Write search.json, architecture.json for the best, architecture.2.json for the next, and so on.
 
-    search.json comes last, so that a folder with it is whole.
+    What an earlier search wrote there goes. search.json comes last, so that a folder with it is whole.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -170,10 +191,10 @@ def write_search(
         files["architecture.refined.json"] = refined
     try:
         folder.mkdir(exist_ok=True)
-        for name in ("search.json", *files):
-            (folder / name).unlink(missing_ok=True)
-        for stale in folder.glob("architecture.*.json"):
-            stale.unlink()
+        (folder / "search.json").unlink(missing_ok=True)
+        for stale in folder.iterdir():
+            if _OURS.fullmatch(stale.name):
+                stale.unlink()
         for name, architecture in files.items():
             write_text(folder / name, json.dumps(architecture_to_json(architecture), indent=1))
         write_text(folder / "search.json", json.dumps(answer, indent=1))

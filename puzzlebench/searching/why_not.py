@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from puzzlebench.searching.case import WORKSPACE, Case
 from puzzlebench.searching.costs import SearchCosts
 from puzzlebench.searching.quantities import format_value
 from puzzlebench.searching.search import Cases, SearchSettings
-from puzzlebench_search.explain import End, Explanation, cheapest_relaxation, explain
-from puzzlebench_search.problem import Problem
+from puzzlebench_search.explain import Explanation, cheapest_relaxation, explain
+from puzzlebench_search.problem import Limit, Problem
+
+_ROUNDING = 5e-4
+"""What is lost at the most when a value is printed with four digits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitEnd:
+    """One end of a limit, in the units of `Resource`.
+
+    Attributes:
+        column: the resource, with its scenario in brackets where there are several.
+        with_margin: it is of the value with the margin of the confidence asked for.
+    """
+
+    column: str
+    side: Literal["min", "max"]
+    value: float
+    with_margin: bool
+
+    @property
+    def text(self) -> str:
+        """For people: "ttft at most 800 ms", "params at least 5 M"."""
+        value = format_value(self.column, self.value).removesuffix(" parameters")
+        side = "at most" if self.side == "max" else "at least"
+        return f"{self.column} {side} {value}" + (" with its margin" if self.with_margin else "")
+
+    @property
+    def roomy_text(self) -> str:
+        """The same, rounded to the side that gives room: the printed limit can be kept if this one can."""
+        roomy = self.value * (1 + _ROUNDING if self.side == "max" else 1 - _ROUNDING)
+        return replace(self, value=roomy).text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimitFacts:
-    """One end of a limit.
+    """One end of a limit, and how it stands in the way.
 
     Attributes:
-        text: as asked for: "ttft at most 800 ms".
-        clashes: it is part of the smallest set that cannot hold together.
+        asked: as asked for.
+        clashes: it is part of a set that cannot hold together, of which none can be left out.
         with_others: the nearest value while all the others hold; None if they cannot.
         alone: the nearest value whatever the others.
         relaxed: what it becomes in the cheapest relaxation; None where it stays.
     """
 
-    text: str
+    asked: LimitEnd
     clashes: bool
-    with_others: str | None
-    alone: str
-    relaxed: str | None
+    with_others: float | None
+    alone: float
+    relaxed: LimitEnd | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,95 +71,98 @@ class WhyNot:
     Attributes:
         change: the sum of the relative changes of the cheapest relaxation.
         objective: the best objective under the relaxed limits.
-        batches: what each batch size would need at the least: limits with the value that can be had.
+        batches: what each batch size would need at the least: its limits that move, as they would have to be.
+        errors_taken_as: "correlated" where a confidence was asked for, also with independent errors: their margins are
+            wider, so what is said to do does; None without.
     """
 
     batch_size: int
     limits: tuple[LimitFacts, ...]
     change: float
     objective: float
-    batches: dict[int, str]
+    batches: dict[int, tuple[LimitEnd, ...]]
+    errors_taken_as: Literal["correlated"] | None
 
 
-def why_not(costs: SearchCosts, settings: SearchSettings) -> WhyNot:
+def why_not(
+    costs: SearchCosts, settings: SearchSettings, *, report: Callable[[float, str], None] | None = None
+) -> WhyNot:
     """Explain a search that found nothing.
 
-    Independent errors are taken as correlated here.
+    Args:
+        report: called with the share done and what is going on.
 
     Raises:
         ValueError: something does keep the limits.
     """
     confidence = settings.confidence
+    if confidence is not None:
+        confidence = replace(confidence, errors_are="correlated")
     cases = Cases.of(costs, settings.batch_sizes, confidence)
-    if confidence is not None and confidence.errors_are != "correlated":
-        raise ValueError("explanations are of limits with correlated errors or none")
     nearest: dict[int, tuple[float, int]] = {}
-    needs: dict[int, str] = {}
+    needs: dict[int, tuple[LimitEnd, ...]] = {}
     for place, (case, problem) in enumerate(zip(cases.cases, cases.problems, strict=True)):
+        if report is not None:
+            report(place / (len(cases.cases) + 1), "explaining why nothing was found")
         relaxed, change = cheapest_relaxation(problem)
         if case.batch_size not in nearest or change < nearest[case.batch_size][0]:
             nearest[case.batch_size] = (change, place)
-            before = {limit.resource: limit for limit in problem.limits}
-            moved = [
-                _text(case, limit.resource, sign, end)
-                for limit in relaxed
-                for sign, end, was in (
-                    (1, limit.high, before[limit.resource].high),
-                    (-1, limit.low, before[limit.resource].low),
-                )
-                if end != was
-            ]
-            needs[case.batch_size] = ", ".join(moved)
+            ends = [_moved(case, problem, limit, sign) for limit in relaxed for sign in (1, -1)]
+            needs[case.batch_size] = tuple(end for end in ends if end is not None)
     _, place = min(nearest.values())
     case, problem = cases.cases[place], cases.problems[place]
-    return _facts(case, problem, explain(problem, method=settings.method), needs)
-
-
-def _facts(case: Case, problem: Problem, found: Explanation, needs: dict[int, str]) -> WhyNot:
-    before = {limit.resource: limit for limit in problem.limits}
-    after = {limit.resource: limit for limit in found.relaxed}
-    rows = []
-    for one in found.nearest:
-        end = one.end
-        if _resource(end.resource) == WORKSPACE:
-            continue
-        moved = after[end.resource].high if end.sign > 0 else after[end.resource].low
-        stays = moved == (before[end.resource].high if end.sign > 0 else before[end.resource].low)
-        rows.append(
-            LimitFacts(
-                text=_text(case, end.resource, end.sign, end.value),
-                clashes=_among(end, found.clash),
-                with_others=None if one.with_others is None else _value(case, end.resource, one.with_others),
-                alone=_value(case, end.resource, one.alone),
-                relaxed=None if stays else _text(case, end.resource, end.sign, moved),
-            )
-        )
+    found = explain(problem, method=settings.method)
     assert found.result.solution is not None
     return WhyNot(
         batch_size=case.batch_size,
-        limits=tuple(rows),
+        limits=_limit_facts(case, problem, found),
         change=found.change,
         objective=found.result.solution.objective,
         batches=needs,
+        errors_taken_as=None if confidence is None else "correlated",
     )
 
 
-def _among(end: End, ends: tuple[End, ...]) -> bool:
-    return any((one.resource, one.sign) == (end.resource, end.sign) for one in ends)
+def _limit_facts(case: Case, problem: Problem, found: Explanation) -> tuple[LimitFacts, ...]:
+    after = {limit.resource: limit for limit in found.relaxed}
+    clash = {(end.resource, end.sign) for end in found.clash}
+    return tuple(
+        LimitFacts(
+            asked=_end(case, one.end.resource, one.end.sign, one.end.value),
+            clashes=(one.end.resource, one.end.sign) in clash,
+            with_others=None if one.with_others is None else _value(case, one.end.resource, one.with_others),
+            alone=_value(case, one.end.resource, one.alone),
+            relaxed=_moved(case, problem, after[one.end.resource], one.end.sign),
+        )
+        for one in found.nearest
+        if not one.end.resource.startswith(WORKSPACE)
+    )
 
 
-def _resource(column: str) -> str:
+def _moved(case: Case, problem: Problem, limit: Limit, sign: int) -> LimitEnd | None:
+    """An end of a relaxed limit; None where it is as it was."""
+    before = next(one for one in problem.limits if one.resource == limit.resource)
+    value, was = (limit.high, before.high) if sign > 0 else (limit.low, before.low)
+    if value == was or limit.resource.startswith(WORKSPACE):
+        return None
+    return _end(case, limit.resource, sign, value)
+
+
+def _end(case: Case, column: str, sign: int, value: float) -> LimitEnd:
+    plain = _plain(column)
+    upper = (sign > 0) != plain.startswith("throughput")  # its column holds seconds
+    return LimitEnd(
+        column=plain,
+        side="max" if upper else "min",
+        value=_value(case, column, value),
+        with_margin=plain != column,
+    )
+
+
+def _value(case: Case, column: str, value: float) -> float:
+    return case.to_user(_plain(column), value)
+
+
+def _plain(column: str) -> str:
     """A column without the mark of a margin."""
     return column.removesuffix(" +").removesuffix(" -")
-
-
-def _value(case: Case, column: str, value: float) -> str:
-    plain = _resource(column)
-    return format_value(plain, case.to_user(plain, value))
-
-
-def _text(case: Case, column: str, sign: int, value: float) -> str:
-    plain = _resource(column)
-    upper = (sign > 0) != plain.startswith("throughput")
-    with_margin = ", margin included" if plain != column else ""
-    return f"{plain} {'at most' if upper else 'at least'} {_value(case, column, value)}{with_margin}"

@@ -185,6 +185,9 @@ class _Search:
                     # it keeps its limits to rounding only, and may hide others: the MIP solver can be told to pass it
                     self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
                     return
+                if self.loss - bound <= exact:
+                    self._finish(complete=True)
+                    return
                 wide = (
                     window >= self.loss - bound or core.count == layered.count or window >= reduced[layered.there].max()
                 )
