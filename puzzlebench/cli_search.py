@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from puzzlebench.profiling.cost_table import CostTable
     from puzzlebench.scores import ScoreTable
     from puzzlebench.searching.costs import SearchCosts
+    from puzzlebench.searching.pareto import Front
     from puzzlebench.searching.recheck import Recheck
     from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
     from puzzlebench.searching.search import Confidence
@@ -270,7 +271,7 @@ def pareto_command(arguments: argparse.Namespace) -> int:
     from puzzlebench.render_search import print_front
     from puzzlebench.searching.pareto import front_csv, front_json, pareto
     from puzzlebench.searching.plot import check_plot, plot_front
-    from puzzlebench.searching.search import errors_of
+    from puzzlebench.searching.search import errors_of, parent_score
     from puzzlebench_search.robust import with_margin
 
     if arguments.plot:
@@ -301,13 +302,22 @@ def pareto_command(arguments: argparse.Namespace) -> int:
     if arguments.out:
         write_text(arguments.out, json.dumps(answer, indent=1))
     if arguments.plot:
-        batch_size = front.points[-1].batch_size
-        plot_front(front, arguments.plot, title=facts["title"], parent=parent_costs(question, batch_size))
+        batch_size = _batch_of_best(front)
+        parent = parent_costs(question, batch_size) | {
+            "score": parent_score(question.scores),
+            "batch_size": float(batch_size),
+        }
+        plot_front(front, arguments.plot, title=facts["title"], parent=parent)
     if arguments.json:
         print_json(answer)
         return 0
     print_front(facts, front)
     return 0
+
+
+def _batch_of_best(front: Front) -> int:
+    """The batch size of the best point by y, which is the nearest to the parent."""
+    return (min if front.y_better == "low" else max)(front.points, key=lambda point: point.y).batch_size
 
 
 def _read_costs(name: str) -> CostTable:

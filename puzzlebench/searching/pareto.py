@@ -119,7 +119,8 @@ def pareto(
 
     Args:
         batch_sizes: to choose from.
-        x: one of `axis_names`; budgets on it are equally spaced from its best value to the one at the best y.
+        x: one of `axis_names`; budgets on it go in equal ratios (a score's in equal steps) from its best value to the
+            one at the best y.
         y: another.
         table: that the costs are of; points are counted again from it.
         points: how many budgets; the front has fewer points where several budgets have the same best.
@@ -288,7 +289,8 @@ def _sweep(
     answers[0] = replace(answers[0], budget=start)
     tell(1)
     same = abs(start - end) <= TOLERANCE * abs(end)
-    for place, budget in enumerate([] if same else np.linspace(start, end, points)[1:].tolist(), start=2):
+    spaced = np.linspace if x.name == SCORE or start * end <= 0 else np.geomspace
+    for place, budget in enumerate([] if same else spaced(start, end, points)[1:].tolist(), start=2):
         most = max(x.flip(budget), tightest)
         answers.append(replace(_answer(pool, x, y, most, answers[-1], deadline()), budget=budget))
         tell(place)

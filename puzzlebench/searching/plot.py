@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = (".png", ".svg")
 _INCHES: Final = (7.5, 5.2)
+_DECADES = 20  # more than this between the ends of x, and its axis is logarithmic
 _DPI: Final = 160
 _FOOT_WIDTH: Final = 150  # characters of the small print in a line
 _UNITS: Final[dict[str, tuple[tuple[float, str], ...]]] = {
@@ -76,7 +77,7 @@ def plot_front(front: Front, path: Path, *, title: str, parent: Mapping[str, flo
     _draw_points(axes, front, x_scale, y_scale)
     if parent is not None:
         _mark_parent(axes, front, parent, x_scale, y_scale)
-    axes.set_title(title, fontsize=11, loc="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color="0.9", linewidth=0.6)
@@ -85,6 +86,9 @@ def plot_front(front: Front, path: Path, *, title: str, parent: Mapping[str, flo
     figure.legend(
         title="batch size", fontsize=8, title_fontsize=8, alignment="left", frameon=False, loc="outside right upper"
     )
+    xs = [point.x for point in front.points]
+    if front.x != SCORE and max(xs) > _DECADES * min(xs):
+        axes.set_xscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         if max(abs(end) for end in axis.get_view_interval()) >= 1000:
             axis.set_major_formatter("{x:,.0f}")

@@ -113,8 +113,9 @@ class Problem:
         if (np.diff(self.layers) < 0).any() or self.layers[0] < 0 or (self.spans < 1).any():
             raise ValueError("layers must ascend from 0, and spans be at least 1")
         covered = np.zeros(self.num_layers, dtype=bool)
-        for layer, span in {(int(layer), int(span)) for layer, span in zip(self.layers, self.spans, strict=True)}:
-            covered[layer : layer + span] = True
+        covered[self.layers] = True
+        for place in np.flatnonzero(self.spans > 1).tolist():
+            covered[self.layers[place] : self.layers[place] + self.spans[place]] = True
         if not covered.all():
             raise ValueError(f"layer {int(np.argmin(covered))} has no choices")
         if not np.isfinite(self.base).all():

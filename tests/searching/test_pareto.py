@@ -95,7 +95,8 @@ def expected(world, keeps, x, y, points):
         return xs[inside & (ys <= lowest + REL * abs(lowest))].min(), lowest
 
     start, end = best(np.inf)[0], xs.min()
-    found = [best(budget) for budget in np.linspace(start, end, points)]
+    spaced = np.linspace if x == "score" else np.geomspace
+    found = [best(budget) for budget in spaced(start, end, points)]
     front = {(float(f"{signs[0] * a:.9g}"), float(f"{signs[1] * b:.9g}")) for a, b in found}
     return sorted(front)
 
