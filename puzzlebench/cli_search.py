@@ -52,6 +52,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--score-metric", metavar="NAME", help="what the scores of a .csv are: kl, lm_loss, accuracy, ..."
     )
     given.add_argument("--score-direction", choices=("minimise", "maximise"), help="which scores of a .csv are good")
+    given.add_argument("--partial-scores", action="store_true", help="a .csv may lack pairs of the sub-blocks it names")
     wanted = parser.add_argument_group("what is wanted")
     wanted.add_argument(
         "--scenario",
@@ -266,7 +267,7 @@ def parent_costs(question: _Question, batch_size: int) -> dict[str, float]:
 
 def pareto_command(arguments: argparse.Namespace) -> int:
     """Trace a front, print it and write what is asked for."""
-    from puzzlebench.files import write_text
+    from puzzlebench.files import check_file, write_text
     from puzzlebench.render import print_json
     from puzzlebench.render_search import print_front
     from puzzlebench.searching.pareto import front_csv, front_json, pareto
@@ -276,6 +277,9 @@ def pareto_command(arguments: argparse.Namespace) -> int:
 
     if arguments.plot:
         check_plot(arguments.plot)
+    for path in (arguments.csv, arguments.out):
+        if path is not None:
+            check_file(path)
     question = _Question(arguments)
     confidence = question.confidence
     if confidence is not None and confidence.errors_are != "correlated":
@@ -339,11 +343,15 @@ def _read_scores(arguments: argparse.Namespace, table: CostTable, spec: ModelSpe
             raise ValueError("--scores params says itself what it is; leave out --score-metric and --score-direction")
         return parameter_scores(spec, costed_space(table, parent), parent)
     path = Path(arguments.scores)
+    csv = path.suffix.lower() == ".csv"
+    if arguments.partial_scores and not csv:
+        raise ValueError("--partial-scores is for a .csv; a score table says itself whether it is partial")
     return read_score_table(
         path,
         metric=arguments.score_metric,
         direction=arguments.score_direction,
-        parent=parent if path.suffix.lower() == ".csv" else None,
+        parent=parent if csv else None,
+        partial=arguments.partial_scores,
     )
 
 

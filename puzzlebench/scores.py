@@ -308,7 +308,8 @@ def _check_layers(frame: pd.DataFrame, parent: Architecture, *, partial: bool) -
         missing = None if partial else _first_missing(names)
         if missing:
             raise ValueError(
-                f"score table: layer {layer} lacks {missing}; a table that covers only part of the pairs says partial"
+                f"score table: layer {layer} lacks {missing}; a table that covers only part of the pairs says partial "
+                "(for a .csv: --partial-scores)"
             )
 
 

@@ -441,3 +441,58 @@ def test_names_of_blocks_are_those_of_the_files(capsys, world):
     blocks = as_json(capsys, *ASK)["solutions"][0]["architecture"]
     assert blocks == architecture_to_json(world.parent)
     assert "layers  0-2 " + block_name(world.parent.blocks[0]) in run(capsys, *ASK)
+
+
+PARETO = ("pareto", *ENDS)
+
+
+def pareto(capsys, *arguments):
+    assert main([*PARETO, *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_front_is_printed_and_written(capsys, folder):
+    pytest.importorskip("matplotlib")
+    out = pareto(capsys, "--points", "4", "--csv", "f.csv", "--out", "f.json", "--plot", "f.png")
+    answer = json.loads(Path("f.json").read_text())
+    rows = pd.read_csv("f.csv")
+    assert len(rows) == len(answer["points"]) > 1
+    assert rows["y"].tolist() == sorted(rows["y"]), "more tokens per second cost score"
+    assert rows["x"].tolist() == sorted(rows["x"])
+    assert f"{len(rows)} points, {len(rows)} proven" in out
+    assert (rows["memory"] <= 2900 * 2**20).all()
+    assert (rows["throughput"] >= 500 * (1 - 1e-9)).all()
+    assert Path("f.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {"t.parquet", "f.csv", "f.json", "f.png"}
+
+
+def test_a_front_with_confidence_costs_score(capsys):
+    plain = json.loads(pareto(capsys, "--points", "3", "--json"))["points"]
+    safe = json.loads(pareto(capsys, "--points", "3", "--confidence", "0.95", "--json"))["points"]
+    assert max(point["x"] for point in safe) <= max(point["x"] for point in plain) * (1 + 1e-9)
+    assert min(point["y"] for point in safe) >= min(point["y"] for point in plain) - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--x", "speed"), "speed"),
+        (("--x", "score"), "score"),
+        (("--points", "0"), "points"),
+        (("--plot", "f.pdf"), ".png"),
+        (("--plot", "nowhere/f.png"), "nowhere"),
+        (("--csv", "nowhere/f.csv"), "nowhere"),
+        (("--out", "nowhere/f.json"), "nowhere"),
+        (("--confidence", "0.95", "--errors", "independent"), "independent"),
+        (("--max-tpot", "1us"), "no architecture keeps the limits"),
+    ],
+)
+def test_a_front_that_cannot_be_is_one_line(capsys, folder, more, words):
+    before = sorted(folder.iterdir())
+    assert main([*PARETO, *more]) == 2
+    out, err = capsys.readouterr()
+    *_, last = err.splitlines()
+    assert out == ""
+    assert last.startswith("puzzlebench: error: ")
+    assert words in last
+    assert sorted(folder.iterdir()) == before

@@ -261,7 +261,9 @@ def test_the_parents_own_block_is_always_there(frame, partial):
 
 def test_only_a_partial_table_lacks_pairs(frame):
     less = frame.drop(index=3)
-    assert refusal(less) == "layer 0 lacks gqa_4+no_op; a table that covers only part of the pairs says partial"
+    assert refusal(less).startswith(
+        "layer 0 lacks gqa_4+no_op; a table that covers only part of the pairs says partial"
+    )
     table = ScoreTable(frame=less, metadata=metadata(partial=True))
     assert table.partial
     assert table.candidates(0) == ("gqa_8+mlp_512", "gqa_8+no_op", "gqa_4+mlp_512")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from puzzlebench.files import check_file
 from puzzlebench.searching.case_pool import SCORE
 from puzzlebench.searching.pareto import Better, Front
 from puzzlebench.searching.quantities import format_value
@@ -47,8 +48,7 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot draw {path}: a plot's file ends in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    check_file(path)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -84,7 +84,7 @@ def plot_front(front: Front, path: Path, *, title: str, parent: Mapping[str, flo
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
-        title="batch size", fontsize=8, title_fontsize=8, alignment="left", frameon=False, loc="outside right upper"
+        title="batch size", fontsize=8, title_fontsize=8, alignment="left", frameon=False, loc="outside right center"
     )
     xs = [point.x for point in front.points]
     if front.x != SCORE and max(xs) > _DECADES * min(xs):

@@ -68,8 +68,8 @@ class ResourceLimit:
         return " and ".join(f"{side} {format_value(self.resource, end)}" for side, end in ends if end is not None)
 
     def describe_named(self) -> str:
-        """The same with the resource: "ttft at most 800 ms"."""
-        return f"{self.resource} {self.describe()}"
+        """The same with the resource: "ttft at most 800 ms", "params at least 7 B"."""
+        return f"{self.resource} {self.describe().replace(' parameters', '')}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -302,9 +302,9 @@ def _excess(problem: Problem, solution: Solution) -> tuple[float, str]:
     parts = []
     for limit in broken_limits(problem, solution):
         value = solution.uses[limit.resource]
-        end, side = (limit.high, "at most") if value > limit.high else (limit.low, "at least")
-        words = f"uses {value:.6g} {limit.resource}, where {side} {end:.6g} is allowed"
-        parts.append((limit.excess(value) / (abs(end) or 1.0), words))
+        end, side = (limit.high, "above") if value > limit.high else (limit.low, "below")
+        part = limit.excess(value) / (abs(end) or 1.0)
+        parts.append((part, f"is {part:.1%} {side} the limit of {limit.resource}"))
     return max(parts)
 
 

@@ -30,6 +30,8 @@ Scorer: TypeAlias = Callable[[Choices], float]
 _PATIENCE = 25
 """Neighbours of one architecture that are scored without finding a better one, before the next best gets its turn."""
 _RIDGE = 1.0
+_NAMED = 4
+"""Choices that an error message names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +125,14 @@ class _Run:
         """Score an architecture unless it was before."""
         if choices in self.known:
             return
-        names = ", ".join(self.problem.names[choice] for choice in choices)
+        names = ", ".join(self.problem.names[choice] for choice in choices[:_NAMED])
+        names += f" and {len(choices) - _NAMED} more" if len(choices) > _NAMED else ""
         try:
             real = float(self.scorer(choices))
         except Exception as error:
-            raise ValueError(f"the scorer failed on choices {choices} ({names}): {error}") from error
+            raise ValueError(f"the scorer failed on {names}: {error}") from error
         if not math.isfinite(real):
-            raise ValueError(f"the scorer returned {real} for choices {choices} ({names})")
+            raise ValueError(f"the scorer returned {real} for {names}")
         self.known.add(choices)
         solution = make_solution(self.problem, choices)
         self.evaluated.append(Evaluated(choices=choices, additive=solution.objective, real=real))
