@@ -73,7 +73,7 @@ def solve_milp(
         proven = program.sol_status == pulp.LpSolutionOptimal
         if status == pulp.LpStatusInfeasible:
             return MilpResult(outcome="infeasible", solution=None, bound=math.inf, solver=name)
-        chosen = _dealt(problem, variables)
+        chosen = chosen_places(variables)
         bound = _bound(program, problem, proven)
         try:
             solution = make_solution(problem, chosen)
@@ -149,7 +149,7 @@ def _program(problem: Problem, below: float | None) -> tuple[pulp.LpProblem, lis
     for limit, column in zip(problem.limits, columns, strict=True):
         use, base = problem.uses[place, column], float(problem.base[column])
         size = max((abs(end - base) for end in (limit.low, limit.high) if math.isfinite(end)), default=1.0)
-        size = size or float(np.abs(use).max()) or 1.0
+        size = max(size, 1e-6 * float(np.abs(use).max())) or 1.0  # solvers refuse coefficients beyond 1e15
         total = pulp.LpAffineExpression(zip(variables, (use / size).tolist(), strict=True))
         if math.isfinite(limit.high):
             program += total <= (limit.high - base) / size
@@ -175,18 +175,6 @@ def _alike(problem: Problem, columns: list[int]) -> list[list[list[int]]]:
         facts = np.column_stack([problem.losses[places], problem.uses[np.ix_(places, columns)]])
         groups.setdefault(facts.tobytes(), []).append(places)
     return list(groups.values())
-
-
-def _dealt(problem: Problem, counted: list[Counted]) -> list[int]:
-    """The choices of a solver's answer: each of the layers that are alike gets one of those counted in them."""
-    chosen: list[int] = []
-    dealt: dict[int, int] = {}
-    for one in counted:
-        layer = int(problem.layers[one.places[0]])
-        first = dealt.get(layer, 0)
-        dealt[layer] = first + round(one.variable.varValue or 0.0)
-        chosen += one.places[first : dealt[layer]]
-    return chosen
 
 
 def _forbid(program: pulp.LpProblem, counted: list[Counted]) -> None:
@@ -220,8 +208,12 @@ def _engine(solver: SolverName, time_limit: float | None) -> pulp.LpSolver:
             primal_feasibility_tolerance=_SOLVER_TOLERANCE,
             mip_feasibility_tolerance=_SOLVER_TOLERANCE,
         )
-    elif solver == "cbc":
-        engine = pulp.PULP_CBC_CMD(msg=False, gapRel=0.0, gapAbs=0.0, threads=1, timeLimit=time_limit)
+    elif (
+        solver == "cbc"
+    ):  # its preprocessing loses solutions that hit a limit exactly, when there is a bound on the loss
+        engine = pulp.PULP_CBC_CMD(
+            msg=False, gapRel=0.0, gapAbs=0.0, threads=1, timeLimit=time_limit, options=["preprocess off"]
+        )
     else:
         raise ValueError(f"no solver is named {solver!r}; there are highs and cbc")
     if not engine.available():

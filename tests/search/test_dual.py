@@ -57,7 +57,7 @@ def arrays(draw):
     return losses, uses, room, unit
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(drawn=arrays(), data=st.data())
 def test_any_prices_bound_from_below(drawn, data):
     losses, uses, room, unit = drawn

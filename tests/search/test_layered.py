@@ -31,7 +31,7 @@ def ways_in(layered, slack=1e-7):
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(data=st.data())
 def test_the_same_solutions_keep_the_limits(problems, data):
     problem = data.draw(problems())

@@ -88,7 +88,7 @@ def check(problem, result, best):
 
 
 @pytest.mark.parametrize("errors_are", ERROR_MODELS)
-@pytest.mark.parametrize(("spans", "examples"), [(False, 100), (True, 20)])
+@pytest.mark.parametrize(("spans", "examples"), [(False, 60), (True, 15)])
 def test_agrees_with_brute_force(problems, errors_are, spans, examples):
     @settings(deadline=None, max_examples=examples)
     @given(data=st.data())
@@ -144,7 +144,7 @@ def test_more_confidence_costs_more_and_independence_less(problems, data):
         assert losses["independent", confidence] <= losses["correlated", confidence] + unit
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_margins(problems, data):
     problem = data.draw(problems())
@@ -227,7 +227,7 @@ def test_stopped_by_the_time_limit(errors_are, seconds):
         assert holds(problem, errors, found.solution, normal_quantile(0.9), errors_are)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_a_stopped_bound_is_a_bound(problems, data):
     """Whatever each of the searches that it is made of was stopped with."""
