@@ -137,7 +137,7 @@ def _can_hold(problem: Problem, ends: list[End], method: Method) -> bool:
 def cheapest_relaxation(problem: Problem) -> tuple[tuple[Limit, ...], float]:
     """The limits moved by the least sum of relative changes that leaves a solution, and that sum.
 
-    A limit at 0 is counted in units of the largest use of a choice. Scores play no part in it.
+    A limit at 0 or next to it is counted in units of the largest use of a choice. Scores play no part in it.
     """
     ends = _ends(problem)
     if not ends:
@@ -149,13 +149,11 @@ def cheapest_relaxation(problem: Problem) -> tuple[tuple[Limit, ...], float]:
     counted = choose_layers(program, problem)
     variables = [one.variable for one in counted]
     places = [one.places[0] for one in counted]
-    ends = _ends(problem)
     give = [pulp.LpVariable(f"s{place}", lowBound=0) for place in range(len(ends))]
     program += pulp.lpSum(give)
-    for end, slack in zip(ends, give, strict=True):
+    for end, slack, size in zip(ends, give, sizes, strict=True):
         column = problem.column(end.resource)
         use = problem.uses[places, column]
-        size = _size(problem, end)
         total = pulp.LpAffineExpression(zip(variables, (end.sign * use / size).tolist(), strict=True))
         program += total - slack <= end.sign * (end.value - float(problem.base[column])) / size
     run_program(program, time_limit=_SECONDS)
@@ -192,4 +190,5 @@ def _without_dominated(problem: Problem) -> Problem:
 
 
 def _size(problem: Problem, end: End) -> float:
-    return abs(end.value) or float(np.abs(problem.uses[:, problem.column(end.resource)]).max()) or 1.0
+    largest = float(np.abs(problem.uses[:, problem.column(end.resource)]).max())
+    return abs(end.value) if abs(end.value) > 1e-9 * largest else largest or 1.0

@@ -208,12 +208,10 @@ def _engine(solver: SolverName, time_limit: float | None) -> pulp.LpSolver:
             primal_feasibility_tolerance=_SOLVER_TOLERANCE,
             mip_feasibility_tolerance=_SOLVER_TOLERANCE,
         )
-    elif (
-        solver == "cbc"
-    ):  # its preprocessing loses solutions that hit a limit exactly, when there is a bound on the loss
-        engine = pulp.PULP_CBC_CMD(
-            msg=False, gapRel=0.0, gapAbs=0.0, threads=1, timeLimit=time_limit, options=["preprocess off"]
-        )
+    elif solver == "cbc":
+        # Asked for one thread, CBC starts one, and now and then waits 10 s for it; left alone it uses none. Its
+        # preprocessing loses solutions that hit a limit exactly, when there is a bound on the loss.
+        engine = pulp.PULP_CBC_CMD(msg=False, gapRel=0.0, gapAbs=0.0, timeLimit=time_limit, options=["preprocess off"])
     else:
         raise ValueError(f"no solver is named {solver!r}; there are highs and cbc")
     if not engine.available():

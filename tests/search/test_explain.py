@@ -30,7 +30,8 @@ def keeps(uses, ends):
 
 
 def size_of(problem, resource, end):
-    return abs(end) or float(np.abs(problem.uses[:, problem.column(resource)]).max()) or 1.0
+    largest = float(np.abs(problem.uses[:, problem.column(resource)]).max())
+    return abs(end) if abs(end) > 1e-9 * largest else largest or 1.0
 
 
 def least_change(problem):
