@@ -122,12 +122,10 @@ def print_why_not(facts: Mapping[str, Any], found: WhyNot) -> None:
         if confidence["errors_are"] != found.errors_taken_as:
             text += f": wider than the {confidence['errors_are']} ones asked for, so less may have to give"
         _say(text)
-    _say(
-        (f"nearest at batch {found.batch_size}: " if len(found.batches) > 1 else "")
-        + (f"{clash[0]} is out of reach" if len(clash) == 1 else f"{' and '.join(clash)} cannot hold together")
-    )
+    _say(f"{clash[0]} is out of reach" if len(clash) == 1 else f"{' and '.join(clash)} cannot hold together")
     shown = Table()
-    for name in ("limit (! clashes)", "nearest, the others kept", "nearest, alone", "smallest change in all"):
+    at = f", batch {found.batch_size}" if len(found.batches) > 1 else ""
+    for name in ("limit (! clashes)", "nearest, the others kept", "nearest, alone", f"smallest change in all{at}"):
         shown.add_column(name)
     for limit in found.limits:
         column = limit.asked.column

@@ -379,15 +379,16 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> list[tuple[int, str, float, f
             if len(cells) != len(header):
                 raise ValueError(f"{len(cells)} values under {len(header)} columns")
             named = dict(zip(header, cells, strict=True))
-            rows.append(
-                (
-                    int(_csv_number(named, "layer", whole=True)),
-                    named["block"],
+            layer = int(_csv_number(named, "layer", whole=True))
+            try:
+                numbers = (
                     _csv_number(named, "score"),
                     _csv_number(named, "standard_error") if named.get("standard_error") else math.nan,
                     int(_csv_number(named, "samples", whole=True)) if named.get("samples") else 0,
                 )
-            )
+            except ValueError as error:
+                raise ValueError(f"layer {layer}, {named['block']}: {error}") from None
+            rows.append((layer, named["block"], *numbers))
     except UnicodeDecodeError:
         raise
     except (ValueError, csv.Error) as error:

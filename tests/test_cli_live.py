@@ -39,7 +39,7 @@ CONFIG = {
 }
 GRID = ["--batch-sizes", "1,2", "--prefill-lens", "8", "--context-lens", "8,16"]
 PROFILE = ["profile", "--gpu", "cpu", "--model", "config.json", *GRID, "--ffn-multiple", "32", "--out", "t.parquet"]
-RUN = [*PROFILE, "--sessions", "1", "--seconds", "6", "--target-width", "1e-6"]  # long enough to be interrupted
+RUN = [*PROFILE, "--sessions", "1", "--seconds", "3", "--target-width", "1e-6"]  # long enough to be interrupted
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def rough(tmp_path_factory):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # its own process group, as a shell makes one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored, under nohup say
     )
     run = RunDirectory(folder / "t.run")
     try:

@@ -212,7 +212,6 @@ def test_infeasible_limits_are_explained(capsys):
     out = run(capsys, *ASK, "--max-memory", "2.6GiB", "--min-params", "1.4B", code=3)
     for words in (
         "no architecture keeps these limits at any of the batch sizes",
-        "nearest at batch 1: ",
         "memory at most 2.6 GiB and params at least 1.4 B cannot hold together",
         "! memory at most 2.6 GiB",
         "smallest change in all",
@@ -347,7 +346,7 @@ def test_scores_of_another_model(capsys, folder, world):
     [
         (
             lambda frame: frame.assign(score=frame.score.astype(str).where(frame.index != 30, "nan")),
-            "s.csv, line 32: score must be finite, not 'nan'",
+            "s.csv, line 32: layer 1, gqa_4+linear: score must be finite, not 'nan'",
         ),
         (lambda frame: frame.drop(index=30), "layer 1 lacks gqa_4+linear"),
         (lambda frame: frame.drop(index=24), "layer 1 lacks gqa_8+mlp_14336"),

@@ -419,11 +419,11 @@ def test_a_csv_says_nothing_about_itself(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,gqa_4+mlp_512,good", "line 4: score 'good' is not a number"),
-        ("1,gqa_4+mlp_512,", "line 4: score '' is not a number"),
-        ("1,gqa_4+mlp_512,1_000", "line 4: score '1_000' is not a number"),
-        ("1,gqa_4+mlp_512,nan", "line 4: score must be finite, not 'nan'"),
-        ("1,gqa_4+mlp_512,-inf", "line 4: score must be finite, not '-inf'"),
+        ("1,gqa_4+mlp_512,good", "line 4: layer 1, gqa_4+mlp_512: score 'good' is not a number"),
+        ("1,gqa_4+mlp_512,", "line 4: layer 1, gqa_4+mlp_512: score '' is not a number"),
+        ("1,gqa_4+mlp_512,1_000", "line 4: layer 1, gqa_4+mlp_512: score '1_000' is not a number"),
+        ("1,gqa_4+mlp_512,nan", "line 4: layer 1, gqa_4+mlp_512: score must be finite, not 'nan'"),
+        ("1,gqa_4+mlp_512,-inf", "line 4: layer 1, gqa_4+mlp_512: score must be finite, not '-inf'"),
         ("one,gqa_4+mlp_512,1", "line 4: layer 'one' is not a number"),
         ("1.5,gqa_4+mlp_512,1", "line 4: layer must be a whole number of at least 0, not '1.5'"),
         ("-1,gqa_4+mlp_512,1", "line 4: layer must be a whole number of at least 0, not '-1'"),

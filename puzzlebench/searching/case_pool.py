@@ -114,8 +114,8 @@ class CasePool:
         if not self.upper[:, goal].any():
             self._learn(goal, {})
         best = self._known(goal, high, low, below)
-        slack = _slack(high, low)
-        bounds = self._bounds(goal, high + slack, low - slack)
+        most, least = high + _slack(high), low - _slack(low)
+        bounds = self._bounds(goal, most, least)
         while True:
             loss = below if best is None else float(best.sums[goal])
             left = bounds < (loss if best is None else loss - TOLERANCE * abs(loss))
@@ -123,8 +123,8 @@ class CasePool:
                 return best, True
             place = int(np.argmin(bounds))
             if self._narrow(place, goal, left, high, low):
-                slack = _slack(high, low)
-                bounds[place] = self._bounds(goal, high + slack, low - slack, only=place)[0]
+                most, least = high + _slack(high), low - _slack(low)
+                bounds[place] = self._bounds(goal, most, least, only=place)[0]
                 continue
             bounds[place] = math.inf  # done with
             seconds = None if math.isinf(deadline) else deadline - time.perf_counter()
@@ -135,7 +135,7 @@ class CasePool:
             result = solve(problem, method=self._method, time_limit=seconds, starts=starts, below=loss)
             self._memory.keep(problem, result)
             self._learn(goal, result.prices)
-            bounds = np.maximum(bounds, self._bounds(goal, high + slack, low - slack, newest=True))
+            bounds = np.maximum(bounds, self._bounds(goal, most, least, newest=True))
             if result.solution is not None:
                 sums = np.array([result.solution.uses[name] for name in self.columns])
                 best = PoolSolution(place=place, choices=result.solution.choices, sums=sums)
@@ -144,11 +144,9 @@ class CasePool:
                 return best, False
 
     def _known(self, goal: int, high: FloatArray, low: FloatArray, below: float) -> PoolSolution | None:
-        slack = _slack(high, low)
+        most, least = high + _slack(high), low - _slack(low)
         inside = [
-            one
-            for one in self.known
-            if (one.sums <= (high + slack)[one.place]).all() and (one.sums >= (low - slack)[one.place]).all()
+            one for one in self.known if (one.sums <= most[one.place]).all() and (one.sums >= least[one.place]).all()
         ]
         best = min(inside, key=lambda one: float(one.sums[goal]), default=None)
         return best if best is not None and best.sums[goal] < below else None
@@ -240,10 +238,9 @@ class CasePool:
         return np.asarray(np.where(possible, bounds, np.inf))
 
 
-def _slack(high: FloatArray, low: FloatArray) -> FloatArray:
-    """As `Limit.slack`, of many."""
-    ends = [np.where(np.isfinite(end), np.abs(end), 1e-12) for end in (high, low)]
-    return np.asarray(TOLERANCE * np.maximum(np.maximum(*ends), 1e-12))
+def _slack(ends: FloatArray) -> FloatArray:
+    """As `Limit.slack`, of many high or many low ends."""
+    return np.asarray(TOLERANCE * np.maximum(np.where(np.isfinite(ends), np.abs(ends), 0.0), 1e-12))
 
 
 def _find_covers(entries: Sequence[PoolEntry], high: FloatArray, low: FloatArray) -> BoolArray:

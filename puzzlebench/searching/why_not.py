@@ -10,9 +10,12 @@ from puzzlebench.searching.case import WORKSPACE, Case
 from puzzlebench.searching.costs import SearchCosts
 from puzzlebench.searching.quantities import format_value
 from puzzlebench.searching.search import Cases, SearchSettings
-from puzzlebench_search.explain import Explanation, cheapest_relaxation, explain
+from puzzlebench_search.explain import Nearest, cheapest_relaxation, clashing, nearest_values
 from puzzlebench_search.problem import Limit, Problem
+from puzzlebench_search.solve import Method, solve
 
+_SECONDS = 5.0
+"""For each of the searches behind an explanation."""
 _ROUNDING = 5e-4
 """What is lost at the most when a value is printed with four digits."""
 
@@ -53,7 +56,7 @@ class LimitFacts:
         asked: as asked for.
         clashes: it is part of a set that cannot hold together, of which none can be left out.
         with_others: the nearest value while all the others hold; None if they cannot.
-        alone: the nearest value whatever the others.
+        alone: the nearest value whatever the others. Both are the best over all batch sizes.
         relaxed: what it becomes in the cheapest relaxation; None where it stays.
     """
 
@@ -66,9 +69,10 @@ class LimitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class WhyNot:
-    """Why there is no solution, at the batch size that comes nearest.
+    """Why there is no solution at any batch size.
 
     Attributes:
+        batch_size: that comes nearest, to which the relaxation belongs.
         change: the sum of the relative changes of the cheapest relaxation.
         objective: the best objective under the relaxed limits.
         batches: what each batch size would need at the least: its limits that move, as they would have to be.
@@ -111,32 +115,47 @@ def why_not(
             needs[case.batch_size] = tuple(end for end in ends if end is not None)
     _, place = min(nearest.values())
     case, problem = cases.cases[place], cases.problems[place]
-    found = explain(problem, method=settings.method)
-    assert found.result.solution is not None
+    relaxed, change = cheapest_relaxation(problem)
+    if change == 0:
+        raise ValueError("these limits can be kept; there is nothing to explain")
+    result = solve(problem.with_limits(relaxed), method=settings.method, time_limit=_SECONDS)
+    assert result.solution is not None
     return WhyNot(
         batch_size=case.batch_size,
-        limits=_limit_facts(case, problem, found),
-        change=found.change,
-        objective=found.result.solution.objective,
+        limits=_limit_facts(cases, place, relaxed, settings.method),
+        change=change,
+        objective=result.solution.objective,
         batches=needs,
         errors_taken_as=None if confidence is None else "correlated",
     )
 
 
-def _limit_facts(case: Case, problem: Problem, found: Explanation) -> tuple[LimitFacts, ...]:
-    after = {limit.resource: limit for limit in found.relaxed}
-    clash = {(end.resource, end.sign) for end in found.clash}
-    return tuple(
-        LimitFacts(
-            asked=_end(case, one.end.resource, one.end.sign, one.end.value),
-            clashes=(one.end.resource, one.end.sign) in clash,
-            with_others=None if one.with_others is None else _value(case, one.end.resource, one.with_others),
-            alone=_value(case, one.end.resource, one.alone),
-            relaxed=_moved(case, problem, after[one.end.resource], one.end.sign),
+def _limit_facts(cases: Cases, place: int, relaxed: tuple[Limit, ...], method: Method) -> tuple[LimitFacts, ...]:
+    """Facts of every end, over all cases; `place` is the one that was relaxed."""
+    case, problem = cases.cases[place], cases.problems[place]
+    after = {limit.resource: limit for limit in relaxed}
+    clash = {(end.resource, end.sign) for end in clashing(cases.problems, method=method, time_limit=_SECONDS)}
+    near: dict[tuple[str, int], list[tuple[Case, Nearest]]] = {}
+    for one_case, one_problem in zip(cases.cases, cases.problems, strict=True):
+        for one in nearest_values(one_problem, method=method, time_limit=_SECONDS):
+            near.setdefault((one.end.resource, one.end.sign), []).append((one_case, one))
+    facts = []
+    for (column, sign), found in near.items():
+        if column.startswith(WORKSPACE):
+            continue
+        asked = _end(found[0][0], column, sign, found[0][1].end.value)
+        best = min if asked.side == "max" else max
+        kept = [_value(at, column, one.with_others) for at, one in found if one.with_others is not None]
+        facts.append(
+            LimitFacts(
+                asked=asked,
+                clashes=(column, sign) in clash,
+                with_others=best(kept) if kept else None,
+                alone=best(_value(at, column, one.alone) for at, one in found),
+                relaxed=_moved(case, problem, after[column], sign),
+            )
         )
-        for one in found.nearest
-        if not one.end.resource.startswith(WORKSPACE)
-    )
+    return tuple(facts)
 
 
 def _moved(case: Case, problem: Problem, limit: Limit, sign: int) -> LimitEnd | None:

@@ -60,28 +60,23 @@ class Explanation:
     result: Result
 
 
-def explain(problem: Problem, *, method: Method = "auto") -> Explanation:
+def explain(problem: Problem, *, method: Method = "auto", time_limit: float | None = None) -> Explanation:
     """Explain a problem that has no solution.
+
+    Args:
+        time_limit: seconds for each of the searches; what is found until then is taken.
 
     Raises:
         ValueError: it has one, or would have none without any limit.
     """
-    if solve(problem, method=method).solution is not None:
+    if solve(problem, method=method, time_limit=time_limit).solution is not None:
         raise ValueError("the problem has a solution; there is nothing to explain")
     if solve(problem.with_limits(()), method=method).solution is None:
         raise ValueError("no choices cover every layer exactly once, limits or not")
-    ends = _ends(problem)
-    clash = _clash(problem, ends, method)
-    nearest = tuple(
-        Nearest(
-            end=end,
-            with_others=_best(problem, end, [other for other in ends if other != end], method),
-            alone=_alone(problem, end, method),
-        )
-        for end in ends
-    )
+    clash = clashing([problem], method=method, time_limit=time_limit)
+    nearest = nearest_values(problem, method=method, time_limit=time_limit)
     relaxed, change = cheapest_relaxation(problem)
-    result = solve(problem.with_limits(relaxed), method=method)
+    result = solve(problem.with_limits(relaxed), method=method, time_limit=time_limit)
     return Explanation(clash=clash, nearest=nearest, relaxed=relaxed, change=change, result=result)
 
 
@@ -102,35 +97,55 @@ def _limits(ends: Sequence[End]) -> list[Limit]:
     return list(limits.values())
 
 
-def _best(problem: Problem, end: End, others: Sequence[End], method: Method) -> float | None:
+def nearest_values(
+    problem: Problem, *, method: Method = "auto", time_limit: float | None = None
+) -> tuple[Nearest, ...]:
+    """How near every end can be had."""
+    ends = _ends(problem)
+    found = []
+    for end in ends:
+        alone = _best(problem, end, [], method, time_limit)
+        assert alone is not None
+        others = [other for other in ends if other != end]
+        found.append(Nearest(end=end, with_others=_best(problem, end, others, method, time_limit), alone=alone))
+    return tuple(found)
+
+
+def clashing(
+    problems: Sequence[Problem], *, method: Method = "auto", time_limit: float | None = None
+) -> tuple[End, ...]:
+    """Ends that no one of the problems can keep together, none of which could be left out of that statement.
+
+    Args:
+        problems: with the same ends of the same resources limited; their values may differ.
+
+    Returns:
+        The ends of the first problem.
+    """
+    kept = _ends(problems[0])
+    for end in _ends(problems[0]):
+        rest = [other for other in kept if other != end]
+        keys = {(other.resource, other.sign) for other in rest}
+        if rest and not any(_can_hold(problem, keys, method, time_limit) for problem in problems):
+            kept = rest
+    return tuple(kept)
+
+
+def _best(problem: Problem, end: End, others: Sequence[End], method: Method, time_limit: float | None) -> float | None:
     """The nearest value of an end while others hold."""
     use = problem.uses[:, problem.column(end.resource)]
     result = solve(
         problem.with_scores(use, "minimise" if end.sign > 0 else "maximise").with_limits(_limits(others)),
         method=method,
+        time_limit=time_limit,
     )
     return None if result.solution is None else result.solution.uses[end.resource]
 
 
-def _alone(problem: Problem, end: End, method: Method) -> float:
-    best = _best(problem, end, [], method)
-    assert best is not None
-    return best
-
-
-def _clash(problem: Problem, ends: list[End], method: Method) -> tuple[End, ...]:
-    """Leave out one end after the other as long as the rest still clash."""
-    kept = list(ends)
-    for end in ends:
-        rest = [other for other in kept if other != end]
-        if rest and not _can_hold(problem, rest, method):
-            kept = rest
-    return tuple(kept)
-
-
-def _can_hold(problem: Problem, ends: list[End], method: Method) -> bool:
+def _can_hold(problem: Problem, keys: set[tuple[str, int]], method: Method, time_limit: float | None) -> bool:
     """Whether some solution keeps all these ends: the last of them is brought as near as the others allow."""
-    value = _best(problem, ends[-1], ends[:-1], method)
+    ends = [end for end in _ends(problem) if (end.resource, end.sign) in keys]
+    value = _best(problem, ends[-1], ends[:-1], method, time_limit)
     return value is not None and _limits(ends[-1:])[0].holds(value)
 
 
@@ -162,7 +177,7 @@ def cheapest_relaxation(problem: Problem) -> tuple[tuple[Limit, ...], float]:
     change = 0.0
     for end, size in zip(ends, sizes, strict=True):
         value, limit = solution.uses[end.resource], moved[end.resource]
-        if end.sign * (value - end.value) > limit.slack():
+        if end.sign * (value - end.value) > limit.slack(end.sign):
             moved[end.resource] = replace(limit, high=value) if end.sign > 0 else replace(limit, low=value)
             change += end.sign * (value - end.value) / size
     return tuple(moved.values()), change

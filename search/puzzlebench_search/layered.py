@@ -48,9 +48,15 @@ class Layered:
 
     @property
     def spread(self) -> float:
-        """Mean over the layers of the difference between the worst and the best loss: the scale of the objective."""
-        worst = np.where(self.there, self.losses, -np.inf).max(axis=1)
-        return float((worst - self.losses.min(axis=1)).mean()) or 1.0
+        """Mean over the layers of how far the upper quartile of the losses is from the best: the objective's scale.
+
+        Not the worst, which may be any number that says "never this".
+        """
+        ordered = np.sort(self.losses, axis=1)  # what is not there is infinite and comes last
+        quartile = (0.75 * (self.there.sum(axis=1) - 1)).astype(np.int64)
+        upper = ordered[np.arange(len(ordered)), quartile]
+        widest = np.where(self.there, self.losses, -np.inf).max(axis=1) - ordered[:, 0]
+        return float((upper - ordered[:, 0]).mean()) or float(widest.mean()) or 1.0
 
     @property
     def worst(self) -> float:
@@ -101,9 +107,10 @@ def layer_problem(problem: Problem) -> Layered | None:
     for limit in problem.limits:
         place = problem.column(limit.resource)
         use, base = problem.uses[:, place], float(problem.base[place])
-        slack = limit.slack() / 2 + _rounding(problem, place)  # half, so that sums rounded otherwise still hold
+        rounding = _rounding(problem, place)
         for sign, end in ((1, limit.high), (-1, limit.low)):
             if math.isfinite(end):
+                slack = limit.slack(sign) / 2 + rounding  # half, so that sums rounded otherwise still hold
                 rows.append(sign * use)
                 rooms.append(sign * (end - base) + slack)
                 ends.append((limit.resource, sign))

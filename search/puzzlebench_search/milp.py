@@ -92,7 +92,17 @@ def run_program(program: pulp.LpProblem, solver: SolverName = "highs", time_limi
     """Solve any PuLP program quietly, without a gap, on one thread; returns PuLP's status."""
     engine = _engine(solver, time_limit)
     with _no_banner():
-        return int(program.solve(engine))
+        try:
+            status = int(program.solve(engine))
+        except pulp.PulpSolverError:  # CBC dies of some small infeasible programs without its preprocessing
+            if not getattr(engine, "options", None):
+                raise
+            engine.options = []
+            status = int(program.solve(engine))
+    model = getattr(program, "solverModel", None)
+    if model is not None and hasattr(model, "getModelStatus") and "Interrupt" in str(model.getModelStatus()):
+        raise KeyboardInterrupt
+    return status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

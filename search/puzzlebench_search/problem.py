@@ -46,14 +46,14 @@ class Limit:
             return math.inf
         return max(0.0, value - self.high, self.low - value)
 
-    def slack(self) -> float:
-        """By how much it may be exceeded and still holds, for rounding's sake."""
-        finite = [abs(end) for end in (self.low, self.high) if math.isfinite(end)]
-        return TOLERANCE * max([1e-12, *finite])
+    def slack(self, sign: int) -> float:
+        """By how much its high (1) or low (-1) end may be exceeded and still holds, for rounding's sake."""
+        end = self.high if sign > 0 else self.low
+        return TOLERANCE * max(1e-12, abs(end)) if math.isfinite(end) else 0.0
 
     def holds(self, value: float) -> bool:
         """Whether a value lies inside, to `TOLERANCE`."""
-        return self.excess(value) <= self.slack()
+        return self.low - self.slack(-1) <= value <= self.high + self.slack(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,12 +230,11 @@ def _moves(problem: Problem, choices: Choices) -> _Moves:
     position, old = position[new], old[new]
     columns = np.array([problem.column(limit.resource) for limit in problem.limits], dtype=np.int64)
     used = problem.base[columns] + problem.uses[np.ix_(chosen, columns)].sum(axis=0)
-    slack = np.array([limit.slack() for limit in problem.limits])
     return _Moves(
         position=position,
         old=old,
         new=new,
         uses=problem.uses[np.ix_(new, columns)] - problem.uses[np.ix_(old, columns)],
-        low=np.array([limit.low for limit in problem.limits]) - used - slack,
-        high=np.array([limit.high for limit in problem.limits]) - used + slack,
+        low=np.array([limit.low - limit.slack(-1) for limit in problem.limits]) - used,
+        high=np.array([limit.high + limit.slack(1) for limit in problem.limits]) - used,
     )

@@ -237,7 +237,7 @@ def _excess(problem: Problem, end: _End, solution: Solution, z: float) -> float:
     """How far a solution lies outside, margin included, in units of the limit; 0 or less inside."""
     used = end.sign * solution.uses[end.resource] + z * math.sqrt(_variance(end, solution))
     limit = next(one for one in problem.limits if one.resource == end.resource)
-    return (used - end.sign * end.value - limit.slack()) / (abs(end.value) or 1.0)
+    return (used - end.sign * end.value - limit.slack(end.sign)) / (abs(end.value) or 1.0)
 
 
 def _relaxed(problem: Problem, ends: list[_End], box: tuple[tuple[float, float], ...], z: float) -> Problem:

@@ -117,7 +117,7 @@ def price_bound(problem: Problem, prices: Prices) -> float:
             if price > 0 and math.isfinite(end):
                 priced += sign * price * problem.uses[:, place]
                 size = problem.num_layers * np.abs(problem.uses[:, place]).max() + abs(end) + abs(problem.base[place])
-                paid += price * (sign * (end - problem.base[place]) + limit.slack() + 1e-15 * size)
+                paid += price * (sign * (end - problem.base[place]) + limit.slack(sign) + 1e-15 * size)
     first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
     return float(np.minimum.reduceat(priced, first).sum() - paid)
 
@@ -168,7 +168,6 @@ class _Search:
             self._finish(complete=True)
             return
         scale = layered.spread
-        exact = TOLERANCE * max(abs(bound), scale)
         reduced = reduced_losses(layered.losses, layered.uses, prices)
         many = min(_FIRST_CHOICES * len(reduced), layered.count) - 1
         first = float(np.partition(reduced[layered.there], many)[many])
@@ -177,6 +176,7 @@ class _Search:
             while True:
                 window = min(first, self.loss - bound)
                 core = self._core(layered, reduced, window)
+                exact = self._exact(bound)
                 found = walk(core, prices, target=self.loss - exact, beam=beam, scale=scale, deadline=self.deadline)
                 self.states = max(self.states, found.states)
                 self.left = core.count
@@ -185,7 +185,7 @@ class _Search:
                     # it keeps its limits to rounding only, and may hide others: the MIP solver can be told to pass it
                     self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
                     return
-                if self.loss - bound <= exact:
+                if self.loss - bound <= self._exact(bound):
                     self._finish(complete=True)
                     return
                 wide = (
@@ -203,6 +203,10 @@ class _Search:
                 first = 4 * first + scale * 1e-3  # complete, but the window hid choices: widen it
             first = max(first, self.loss - bound) if math.isfinite(self.loss) else 4 * first
         self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
+
+    def _exact(self, bound: float) -> float:
+        """Losses closer than this are equal."""
+        return TOLERANCE * max(abs(bound), abs(self.loss)) if math.isfinite(self.loss) else 0.0
 
     def _core(self, layered: Layered, reduced: FloatArray, window: float) -> Layered:
         return layered.only(reduced <= window).without_dominated()

@@ -75,12 +75,11 @@ def test_what_is_said_to_do_does(llama, scores, judge, asked, confidence):
     assert found.change > 0
 
     clash = [ResourceLimit(**as_fields(one.asked)) for one in found.limits if one.clashes]
-    if confidence is None:  # the clash: at that batch size nothing keeps it, and each is needed for that
-        sizes = (found.batch_size,)
-        assert judge.best(sizes, lambda names, size: judge.keeps(names, size, join_limits(clash))) is None
+    if confidence is None:  # the clash: at no batch size does anything keep it, and each is needed for that
+        assert judge.best(SIZES, lambda names, size: judge.keeps(names, size, join_limits(clash))) is None
         for one in clash:
             rest = join_limits(other for other in clash if other != one)
-            assert judge.best(sizes, lambda names, size, rest=rest: judge.keeps(names, size, rest)) is not None
+            assert judge.best(SIZES, lambda names, size, rest=rest: judge.keeps(names, size, rest)) is not None
 
     moved = {(one.asked.column, one.asked.side) for one in found.limits if one.relaxed}
     assert moved == {(end.column, end.side) for end in found.batches[found.batch_size]}
@@ -107,7 +106,6 @@ def as_fields(end):
 def test_nearest_values_are_those_of_every_architecture(llama, scores, judge):
     asked = limits("max-ttft=4ms", "min-throughput=9000", "min-params=1.5B")
     found = why_not(load(llama, "512+100", scores=scores, limits=asked), SearchSettings(batch_sizes=SIZES))
-    size = found.batch_size
     for one in found.limits:
         others = join_limits(
             ResourceLimit(**as_fields(other.asked)) for other in found.limits if other.asked != one.asked
@@ -122,7 +120,7 @@ def test_nearest_values_are_those_of_every_architecture(llama, scores, judge):
                 keeping.append(value)
             return False
 
-        judge.best((size,), keeps)
+        judge.best(SIZES, keeps)
         assert one.alone == pytest.approx(best(everything))
         assert one.with_others == (pytest.approx(best(keeping)) if keeping else None)
 
