@@ -154,7 +154,6 @@ def _add_show(commands: Commands) -> None:
     command = commands.add_parser("show", help="print a cost table", description="Print a cost table.")
     command.add_argument(
         "table",
-        type=Path,
         metavar="TABLE",
         help="a file that `profile` wrote, or a shipped table: gpu/model.engine.dtypes",
     )
@@ -304,12 +303,10 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from puzzlebench.profiling.cost_table import read_cost_table
+    from puzzlebench.profiling.cost_table import open_cost_table
     from puzzlebench.render import cost_table_json, print_cost_table, print_json
-    from puzzlebench_profiles.measured_tables import list_measured_tables
 
-    path: Path = arguments.table
-    table = read_cost_table(path if path.exists() else list_measured_tables().get(str(path), path))
+    table = open_cost_table(arguments.table)
     if arguments.json:
         print_json(cost_table_json(table))
         return

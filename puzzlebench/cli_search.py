@@ -153,11 +153,12 @@ class _Question:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from puzzlebench.model.engine_rules import load_engine_rules
+        from puzzlebench.profiling.cost_table import open_cost_table
         from puzzlebench.searching.cells import spec_of
         from puzzlebench.searching.costs import load_costs
         from puzzlebench.searching.layer_rules import parse_layer_rule
 
-        self.table = _read_costs(arguments.costs)
+        self.table = open_cost_table(arguments.costs)
         self.spec = spec_of(self.table)
         self.scores = _read_scores(arguments, self.table, self.spec)
         self.parent = self.scores.parent
@@ -249,20 +250,12 @@ def search_command(arguments: argparse.Namespace) -> int:
 
 def _parent(question: _Question, batch_size: int) -> Recheck | None:
     """What the parent takes; None where the table lacks a cell for it, which only matters if it may be chosen."""
-    from puzzlebench.searching.recheck import recheck
+    from puzzlebench.searching.search import count_again
 
-    costs = question.costs
     try:
-        return recheck(question.table, costs.spec, question.parent, costs.scenarios, batch_size, costs.limits)
+        return count_again(question.costs, question.table, question.parent, batch_size)
     except ValueError:
         return None
-
-
-def parent_costs(question: _Question, batch_size: int) -> dict[str, float]:
-    """What the parent takes at a batch size, by column."""
-    from puzzlebench.searching.recheck import recheck
-
-    return recheck(question.table, question.spec, question.parent, question.scenarios, batch_size).values
 
 
 def pareto_command(arguments: argparse.Namespace) -> int:
@@ -307,11 +300,9 @@ def pareto_command(arguments: argparse.Namespace) -> int:
         write_text(arguments.out, json.dumps(answer, indent=1))
     if arguments.plot:
         batch_size = _batch_of_best(front)
-        parent = parent_costs(question, batch_size) | {
-            "score": parent_score(question.scores),
-            "batch_size": float(batch_size),
-        }
-        plot_front(front, arguments.plot, title=facts["title"], parent=parent)
+        taken = _parent(question, batch_size)
+        own = {"score": parent_score(question.scores), "batch_size": float(batch_size)}
+        plot_front(front, arguments.plot, title=facts["title"], parent=None if taken is None else taken.values | own)
     if arguments.json:
         print_json(answer)
         return 0
@@ -322,14 +313,6 @@ def pareto_command(arguments: argparse.Namespace) -> int:
 def _batch_of_best(front: Front) -> int:
     """The batch size of the best point by y, which is the nearest to the parent."""
     return (min if front.y_better == "low" else max)(front.points, key=lambda point: point.y).batch_size
-
-
-def _read_costs(name: str) -> CostTable:
-    from puzzlebench.profiling.cost_table import read_cost_table
-    from puzzlebench_profiles.measured_tables import list_measured_tables
-
-    path = Path(name)
-    return read_cost_table(path if path.exists() else list_measured_tables().get(name, path))
 
 
 def _read_scores(arguments: argparse.Namespace, table: CostTable, spec: ModelSpec) -> ScoreTable:

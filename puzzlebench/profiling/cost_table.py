@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from puzzlebench.parquet import TableFormat, read_table, write_table
 from puzzlebench.profiling.timings import PROVENANCE
+from puzzlebench_profiles.measured_tables import list_measured_tables
 
 SCHEMA_VERSION: Final = 2
 _FORMAT: Final = TableFormat(name="cost table", schema_version=SCHEMA_VERSION, metadata_key="puzzlebench")
@@ -159,6 +160,16 @@ def write_cost_table(table: CostTable, path: Path) -> None:
         ValueError: the folder does not exist or cannot be written to.
     """
     write_table(_FORMAT, table.frame, table.metadata, path)
+
+
+def open_cost_table(name: str) -> CostTable:
+    """A cost table by its file, or a shipped one by its name.
+
+    Raises:
+        ValueError: as `read_cost_table`.
+    """
+    path = Path(name)
+    return read_cost_table(path if path.exists() else list_measured_tables().get(name, path))
 
 
 def read_cost_table(path: Path) -> CostTable:

@@ -98,7 +98,7 @@ class CasePool:
             problem=problem,
             uses=uses * units,
             base=base * units,
-            first=np.flatnonzero(np.diff(problem.layers, prepend=-1)),
+            first=problem.layer_starts,
             units=units,
         )
 

@@ -50,12 +50,11 @@ def compare(
     problem = problem_around(costs, found, settings.confidence)
     facts = choice_facts(problem, costs.spec, parent)
     run = Settings(samples=samples, seed=seed, time_limit=min(settings.time_limit or _SECONDS, _SECONDS))
-    sign = 1.0 if problem.direction == "minimise" else -1.0
     compared = []
     for name in BASELINES:
         one = run_baseline(name, problem, facts, run)
         value = None if one.solution is None else one.solution.objective
-        worse_by = None if value is None else sign * (value - found.objective)
+        worse_by = None if value is None else problem.sign * (value - found.objective)
         compared.append(Compared(name=name, objective=value, worse_by=worse_by, note=one.note, seconds=one.seconds))
     return tuple(compared)
 

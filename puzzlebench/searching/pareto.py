@@ -23,8 +23,8 @@ from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.searching.case import Case
 from puzzlebench.searching.case_pool import SCORE, CasePool, PoolSolution
 from puzzlebench.searching.costs import SearchCosts
-from puzzlebench.searching.recheck import recheck
 from puzzlebench.searching.scenarios import ResourceLimit, column_name, limits_in
+from puzzlebench.searching.search import count_found
 from puzzlebench_search.problem import TOLERANCE, Problem
 from puzzlebench_search.solve import Method
 
@@ -369,17 +369,7 @@ def _point(
 ) -> FrontPoint:
     entry = pool.entries[found.place]
     architecture = costs.architecture(entry.problem, found.choices)
-    check = recheck(
-        table,
-        costs.spec,
-        architecture,
-        costs.scenarios,
-        entry.batch_size,
-        costs.limits,
-        tokens_per_block=costs.tokens_per_block,
-    )
-    broken = [limit.column for limit in check.limits if not limit.holds]
-    assert not broken, f"the second count of {', '.join(broken)} is beyond its limit"
+    check = count_found(costs, table, architecture, entry.batch_size)
     values = {SCORE: math.fsum(entry.problem.scores[list(found.choices)])} | check.values
     return FrontPoint(
         batch_size=entry.batch_size,

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from puzzlebench.model.blocks import Architecture
 from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.searching.costs import SearchCosts
-from puzzlebench.searching.recheck import Recheck, recheck
-from puzzlebench.searching.search import Found, SearchSettings, problem_around
+from puzzlebench.searching.recheck import Recheck
+from puzzlebench.searching.search import Found, SearchSettings, count_found, problem_around
 from puzzlebench_search.problem import broken_limits, make_solution
 from puzzlebench_search.refine import Evaluated, refine
 
@@ -110,15 +110,7 @@ def refine_architectures(
     return RefinedArchitecture(
         batch_size=batch_size,
         architecture=architecture,
-        check=recheck(
-            table,
-            costs.spec,
-            architecture,
-            costs.scenarios,
-            batch_size,
-            costs.limits,
-            tokens_per_block=costs.tokens_per_block,
-        ),
+        check=count_found(costs, table, architecture, batch_size),
         additive=refined.best.objective,
         real=refined.real,
         first_real=refined.evaluated[0].real,

@@ -301,6 +301,31 @@ def parent_score(scores: ScoreTable) -> float:
     return math.fsum(scores.layer_scores(layer)[block_name(block)] for layer, block in enumerate(blocks))
 
 
+def count_again(costs: SearchCosts, table: CostTable, architecture: Architecture, batch_size: int) -> Recheck:
+    """What an architecture takes in the scenarios of a search, counted again from its table, beside its limits.
+
+    Raises:
+        ValueError: as `recheck`.
+    """
+    return recheck(
+        table,
+        costs.spec,
+        architecture,
+        costs.scenarios,
+        batch_size,
+        costs.limits,
+        tokens_per_block=costs.tokens_per_block,
+    )
+
+
+def count_found(costs: SearchCosts, table: CostTable, architecture: Architecture, batch_size: int) -> Recheck:
+    """The same of an architecture that was found: both counts must agree that it keeps the limits."""
+    check = count_again(costs, table, architecture, batch_size)
+    broken = [limit.column for limit in check.limits if not limit.holds]
+    assert not broken, f"the second count of {', '.join(broken)} is beyond its limit"
+    return check
+
+
 def make_found(
     costs: SearchCosts,
     table: CostTable,
@@ -314,17 +339,7 @@ def make_found(
     assert result.result.solution is not None
     solution = result.result.solution
     architecture = costs.architecture(case.problem, solution.choices)
-    check = recheck(
-        table,
-        costs.spec,
-        architecture,
-        costs.scenarios,
-        case.batch_size,
-        costs.limits,
-        tokens_per_block=costs.tokens_per_block,
-    )
-    broken = [limit.column for limit in check.limits if not limit.holds]
-    assert not broken, f"the second count of {', '.join(broken)} is beyond its limit"
+    check = count_found(costs, table, architecture, case.batch_size)
     names = tuple(case.problem.names[choice] for choice in solution.choices)
     return Found(
         batch_size=case.batch_size,
@@ -355,12 +370,11 @@ def _gains(case: Case, result: Result) -> dict[str, float]:
     """First-order change of the objective for 1 % more room, of limits that have a price."""
     found = {}
     for limit in case.problem.limits:
-        for sign, end in ((1, limit.high), (-1, limit.low)):
+        for sign, end in limit.ends():
             names = (limit.resource, f"{limit.resource} {'+' if sign > 0 else '-'}")
             price = max(result.prices.get((name, sign), 0.0) for name in names)
-            if price > 0 and math.isfinite(end) and limit.resource != WORKSPACE:
-                loss = 0.01 * abs(end) * price
-                found[limit.resource] = -loss if case.problem.direction == "minimise" else loss
+            if price > 0 and limit.resource != WORKSPACE:
+                found[limit.resource] = -case.problem.sign * 0.01 * abs(end) * price
     return found
 
 

@@ -207,8 +207,7 @@ def homogeneous(problem: Problem, facts: ChoiceFacts, _settings: Settings) -> Ba
         nearest = min(solutions, key=lambda kind: _excess(problem, solutions[kind])[0])
         worst = _excess(problem, solutions[nearest])[1]
         return _none(f"none of {len(solutions)} kinds keeps the limits; {nearest} comes nearest but {worst}")
-    sign = 1.0 if problem.direction == "minimise" else -1.0
-    best = min(keeping, key=lambda kind: sign * solutions[kind].objective)
+    best = min(keeping, key=lambda kind: problem.sign * solutions[kind].objective)
     return Baseline(name="", solution=solutions[best], note=f"{best} in every layer")
 
 

@@ -108,7 +108,7 @@ def solve_cases(
     """
     started = time.perf_counter()
     memory = Memory() if memory is None else memory
-    signs = [1.0 if problem.direction == "minimise" else -1.0 for problem in problems]
+    signs = [problem.sign for problem in problems]
     bounds = [memory.bound(problem) for problem in problems]
     outcomes: dict[int, CaseOutcome] = {}
     waiting = list(range(len(problems)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -81,12 +80,9 @@ def explain(problem: Problem, *, method: Method = "auto", time_limit: float | No
 
 
 def _ends(problem: Problem) -> list[End]:
-    found = []
-    for limit in problem.limits:
-        for sign, value in ((1, limit.high), (-1, limit.low)):
-            if math.isfinite(value):
-                found.append(End(resource=limit.resource, sign=sign, value=value))
-    return found
+    return [
+        End(resource=limit.resource, sign=sign, value=value) for limit in problem.limits for sign, value in limit.ends()
+    ]
 
 
 def _limits(ends: Sequence[End]) -> list[Limit]:
@@ -200,7 +196,7 @@ def _without_dominated(problem: Problem) -> Problem:
         units=np.ones(len(ends)),
     ).without_dominated()
     keep = np.zeros(len(problem.names), dtype=bool)
-    keep[layered.choices[layered.there]] = True
+    keep[layered.places] = True
     return problem.only(keep)
 
 

@@ -8,7 +8,6 @@ Legend for shapes: L layers, J the most choices of a layer, M rows; padding has 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +39,11 @@ class Layered:
     def there(self) -> BoolArray:
         """(L, J), where there is a choice."""
         return self.choices >= 0
+
+    @property
+    def places(self) -> IntArray:
+        """The choices left, as places in the problem's, ascending."""
+        return np.sort(self.choices[self.there])
 
     @property
     def count(self) -> int:
@@ -108,12 +112,11 @@ def layer_problem(problem: Problem) -> Layered | None:
         place = problem.column(limit.resource)
         use, base = problem.uses[:, place], float(problem.base[place])
         rounding = _rounding(problem, place)
-        for sign, end in ((1, limit.high), (-1, limit.low)):
-            if math.isfinite(end):
-                slack = limit.slack(sign) / 2 + rounding  # half, so that sums rounded otherwise still hold
-                rows.append(sign * use)
-                rooms.append(sign * (end - base) + slack)
-                ends.append((limit.resource, sign))
+        for sign, end in limit.ends():
+            slack = limit.slack(sign) / 2 + rounding  # half, so that sums rounded otherwise still hold
+            rows.append(sign * use)
+            rooms.append(sign * (end - base) + slack)
+            ends.append((limit.resource, sign))
     uses = np.zeros((*choices.shape, len(rows)))
     for place, row in enumerate(rows):
         uses[there, place] = row[choices[there]]
@@ -123,8 +126,7 @@ def layer_problem(problem: Problem) -> Layered | None:
 
 def _rounding(problem: Problem, place: int) -> float:
     """What adding up the uses of one resource may be wrong by: it matters where they cancel down to a small limit."""
-    first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
-    most = np.maximum.reduceat(np.abs(problem.uses[:, place]), first).sum() + abs(problem.base[place])
+    most = np.maximum.reduceat(np.abs(problem.uses[:, place]), problem.layer_starts).sum() + abs(problem.base[place])
     return float(2 * problem.num_layers * np.finfo(np.float64).eps * most)
 
 

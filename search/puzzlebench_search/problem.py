@@ -9,7 +9,7 @@ Legend for shapes: N choices, R resources, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -39,6 +39,12 @@ class Limit:
             raise ValueError(f"the limits of {self.resource} must be numbers, not {self.low} and {self.high}")
         if self.low > self.high:
             raise ValueError(f"{self.resource} cannot be at least {self.low:g} and at most {self.high:g}")
+
+    def ends(self) -> Iterator[tuple[int, float]]:
+        """Its finite ends, each with a sign: 1 for the high one, -1 for the low one."""
+        for sign, end in ((1, self.high), (-1, self.low)):
+            if math.isfinite(end):
+                yield sign, end
 
     def excess(self, value: float) -> float:
         """How far a value lies outside, 0 inside, infinite if it is not a number."""
@@ -142,9 +148,19 @@ class Problem:
         return int((self.layers + self.spans).max())
 
     @property
+    def sign(self) -> float:
+        """Times a score it is a loss: 1 where low scores are good, else -1."""
+        return 1.0 if self.direction == "minimise" else -1.0
+
+    @property
     def losses(self) -> FloatArray:
         """(N,) scores with a sign that makes low good."""
-        return self.scores if self.direction == "minimise" else -self.scores
+        return self.sign * self.scores
+
+    @property
+    def layer_starts(self) -> IntArray:
+        """Where the choices of each layer that any begins at start, ascending: for `reduceat`."""
+        return np.flatnonzero(np.diff(self.layers, prepend=-1))
 
     def column(self, resource: str) -> int:
         """Where a resource stands in `uses`."""

@@ -113,13 +113,9 @@ class _Run:
     evaluated: list[Evaluated] = field(default_factory=list)
     known: set[Choices] = field(default_factory=set)
 
-    @property
-    def sign(self) -> float:
-        return 1.0 if self.problem.direction == "minimise" else -1.0
-
     def order(self) -> list[int]:
         """The evaluated, best first."""
-        return sorted(range(len(self.evaluated)), key=lambda place: self.sign * self.evaluated[place].real)
+        return sorted(range(len(self.evaluated)), key=lambda place: self.problem.sign * self.evaluated[place].real)
 
     def score(self, choices: Choices) -> None:
         """Score an architecture unless it was before."""
@@ -186,7 +182,7 @@ class _Run:
 
         In its dual form, whose unknowns are as many as the architectures, not the choices.
         """
-        residual = self.sign * np.array([one.real - one.additive for one in self.evaluated])
+        residual = self.problem.sign * np.array([one.real - one.additive for one in self.evaluated])
         row = np.repeat(np.arange(len(residual)), [len(one.choices) for one in self.evaluated])
         seen, column = np.unique(np.concatenate([one.choices for one in self.evaluated]), return_inverse=True)
         has = np.zeros((len(residual), len(seen)))

@@ -174,7 +174,7 @@ def _branch_and_bound(
 ) -> Result:
     started = time.perf_counter()
     ends = _uncertain_ends(problem, errors)
-    sign = 1.0 if problem.direction == "minimise" else -1.0
+    sign = problem.sign
     ranges = tuple(_variance_range(problem, end) for end in ends)
     counter = itertools.count()
     waiting: list[tuple[float, int, tuple[tuple[float, float], ...]]] = [(-math.inf, next(counter), ranges)]
@@ -219,7 +219,7 @@ def _branch_and_bound(
 
 
 def _variance_range(problem: Problem, end: _End) -> tuple[float, float]:
-    first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
+    first = problem.layer_starts
     each = end.error**2
     fixed = end.base_error**2
     least = np.minimum.reduceat(each, first) * (problem.spans == 1).all()  # where some span several, few may be chosen

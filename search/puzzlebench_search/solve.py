@@ -24,7 +24,7 @@ import numpy as np
 from puzzlebench_search.dual import lower_bound, maximise_bound, reduced_losses
 from puzzlebench_search.layered import Layered, layer_problem
 from puzzlebench_search.milp import Outcome, SolverName, solve_milp
-from puzzlebench_search.problem import TOLERANCE, FloatArray, Problem, Solution, broken_limits, make_solution
+from puzzlebench_search.problem import TOLERANCE, FloatArray, IntArray, Problem, Solution, broken_limits, make_solution
 from puzzlebench_search.states import walk
 
 Method: TypeAlias = Literal["auto", "highs", "cbc"]
@@ -95,7 +95,7 @@ def solve(
     search = _Search(problem, method, time_limit, below)
     if not (problem.spans == 1).all():
         search.root = -math.inf
-        search.by_milp(problem, -math.inf)
+        search.by_milp(np.arange(len(problem.names)), -math.inf)
         return search.result()
     layered = layer_problem(problem)
     if layered is not None:
@@ -112,14 +112,13 @@ def price_bound(problem: Problem, prices: Prices) -> float:
     priced, paid = problem.losses.copy(), 0.0
     for limit in problem.limits:
         place = problem.column(limit.resource)
-        for sign, end in ((1, limit.high), (-1, limit.low)):
+        for sign, end in limit.ends():
             price = prices.get((limit.resource, sign), 0.0)
-            if price > 0 and math.isfinite(end):
+            if price > 0:
                 priced += sign * price * problem.uses[:, place]
                 size = problem.num_layers * np.abs(problem.uses[:, place]).max() + abs(end) + abs(problem.base[place])
                 paid += price * (sign * (end - problem.base[place]) + limit.slack(sign) + 1e-15 * size)
-    first = np.flatnonzero(np.diff(problem.layers, prepend=-1))
-    return float(np.minimum.reduceat(priced, first).sum() - paid)
+    return float(np.minimum.reduceat(priced, problem.layer_starts).sum() - paid)
 
 
 def _priced(layered: Layered) -> tuple[FloatArray, float]:
@@ -135,10 +134,10 @@ class _Search:
     """One solve: the best solution so far and what is proven."""
 
     def __init__(self, problem: Problem, method: Method, time_limit: float | None, below: float) -> None:
-        self.problem, self.method, self.below = problem, method, below
+        self.problem, self.method = problem, method
         self.started = time.perf_counter()
         self.deadline = math.inf if time_limit is None else self.started + time_limit
-        self.sign = 1.0 if problem.direction == "minimise" else -1.0
+        self.sign = problem.sign
         self.solution: Solution | None = None
         self.loss = below
         self.outcome: Outcome = "infeasible"
@@ -183,7 +182,7 @@ class _Search:
                 rows = np.arange(len(core.choices))
                 if found.choices is not None and not self.offer(core.choices[rows, found.choices].tolist()):
                     # it keeps its limits to rounding only, and may hide others: the MIP solver can be told to pass it
-                    self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
+                    self.by_milp(self._core(layered, reduced, self.loss - bound).places, bound)
                     return
                 if self.loss - bound <= self._exact(bound):
                     self._finish(complete=True)
@@ -202,7 +201,7 @@ class _Search:
                     break
                 first = 4 * first + scale * 1e-3  # complete, but the window hid choices: widen it
             first = max(first, self.loss - bound) if math.isfinite(self.loss) else 4 * first
-        self.by_milp(self._restricted(self._core(layered, reduced, self.loss - bound)), bound)
+        self.by_milp(self._core(layered, reduced, self.loss - bound).places, bound)
 
     def _exact(self, bound: float) -> float:
         """Losses closer than this are equal."""
@@ -211,22 +210,17 @@ class _Search:
     def _core(self, layered: Layered, reduced: FloatArray, window: float) -> Layered:
         return layered.only(reduced <= window).without_dominated()
 
-    def _restricted(self, core: Layered) -> Problem:
+    def by_milp(self, places: IntArray, bound: float) -> None:
+        """Leave the choices at these places, ascending, to a MIP solver."""
         keep = np.zeros(len(self.problem.names), dtype=bool)
-        keep[core.choices[core.there]] = True
-        self.kept = np.flatnonzero(keep)
-        return self.problem.only(keep)
-
-    def by_milp(self, problem: Problem, bound: float) -> None:
-        """Leave the rest to a MIP solver."""
+        keep[places] = True
         left = None if math.isinf(self.deadline) else max(0.1, self.deadline - time.perf_counter())
         below = None if math.isinf(self.loss) else self.loss
         name: SolverName = "cbc" if self.method == "cbc" else "highs"
-        found = solve_milp(problem, solver=name, time_limit=left, below=below)
-        self.left, self.solver = len(problem.names), found.solver
+        found = solve_milp(self.problem.only(keep), solver=name, time_limit=left, below=below)
+        self.left, self.solver = len(places), found.solver
         if found.solution is not None:
-            kept = self.kept if len(problem.names) < len(self.problem.names) else np.arange(len(problem.names))
-            self.offer(kept[list(found.solution.choices)].tolist())
+            self.offer(places[list(found.solution.choices)].tolist())
         if found.outcome == "stopped":
             self.bound = max(bound, min(found.bound, self.loss))
         self._finish(complete=found.outcome != "stopped")
