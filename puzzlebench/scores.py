@@ -12,7 +12,7 @@ import datetime
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -30,7 +30,7 @@ from puzzlebench.model.blocks import (
 )
 from puzzlebench.model.parameters import sub_block_parameters
 from puzzlebench.model.space import SearchSpace, distinct_sub_blocks
-from puzzlebench.model.spec import ModelSpec, check_architecture
+from puzzlebench.model.spec import ModelSpec, check_architecture, spec_facts
 from puzzlebench.parquet import TableFormat, read_table, write_table
 
 SCHEMA_VERSION: Final = 1
@@ -194,7 +194,7 @@ def parameter_scores(spec: ModelSpec, space: SearchSpace, architecture: Architec
         source="parameters of the parent's block less the candidate's; a proxy that knows nothing of quality "
         "(the 'maximise parameters' baseline of Puzzle, arXiv 2411.19146)",
     )
-    metadata["model"] = {**asdict(spec), "sliding_windows": list(spec.sliding_windows)}  # as JSON gives it back
+    metadata["model"] = spec_facts(spec)
     return ScoreTable(frame=_frame(rows), metadata=metadata)
 
 

@@ -1,7 +1,8 @@
 """The formats in which a config.json states layers that differ from each other.
 
 Three are read: `block_configs` (DeciLM, model_type nemotron-nas), `num_key_value_heads_per_layer` (the first DeciLM)
-and `per_layer_config` (transformers). Knows configs with defaults filled in; a setting it cannot honour is an error.
+and `per_layer_config` (transformers; `linear`, which names sub-blocks as its `skip` does, is what our children add).
+Knows configs with defaults filled in; a setting it cannot honour is an error.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from puzzlebench.model.families import FAMILIES
 from puzzlebench.model.windows import sliding_layers
 
 _LAYOUT_KEYS = ("block_configs", "num_key_value_heads_per_layer", "per_layer_config")
-_SKIPPABLE = {"attention": "attention", "self_attn": "attention", "mlp": "ffn", "ffn": "ffn"}
+_PARTS = {"attention": "attention", "self_attn": "attention", "mlp": "ffn", "ffn": "ffn"}
 _ATTENTION_KEYS = {"no_op", "replace_with_linear", "n_heads_in_group", "num_key_value_heads", "window_length"}
 _FFN_KEYS = {"no_op", "replace_with_linear", "ffn_mult", "intermediate_size"}
 # Stated by real configs, without effect on the shapes: flags for sinks that are refused when there are any.
@@ -164,12 +165,14 @@ def _overridden_block(
     model_type: str, config: Mapping[str, Any], layer: int, window: int | None, override: Mapping[str, Any]
 ) -> Block:
     """One layer: the model's own values with the layer's overrides."""
-    skipped: set[str] = set()
+    skipped, linear = (_named_parts(layer, key, override.get(key, ())) for key in ("skip", "linear"))
+    if both := skipped & linear:
+        raise ValueError(f"per_layer_config of layer {layer} names {both.pop()} in skip and in linear; use one")
     heads, width = config["num_key_value_heads"], config["intermediate_size"]
     for key, value in override.items():
         match key:
-            case "skip":
-                skipped = _skipped(layer, value)
+            case "skip" | "linear":
+                pass
             case "num_key_value_heads":
                 heads = value
             case "intermediate_size":
@@ -180,25 +183,25 @@ def _overridden_block(
                     window = value
             case _ if not key.startswith(_IDLE_OVERRIDES) and value != config.get(key):
                 _refuse_override(layer, key, value)
-    return Block(
-        attention=NoOp() if "attention" in skipped else GQA(num_key_value_heads=heads, sliding_window=window),
-        ffn=NoOp() if "ffn" in skipped else GatedMLP(intermediate_size=width),
-    )
+    attention: AttentionSubBlock = GQA(num_key_value_heads=heads, sliding_window=window)
+    ffn: FFNSubBlock = GatedMLP(intermediate_size=width)
+    for parts, sub in ((skipped, NoOp()), (linear, Linear())):
+        attention = sub if "attention" in parts else attention
+        ffn = sub if "ffn" in parts else ffn
+    return Block(attention=attention, ffn=ffn)
 
 
-def _skipped(layer: int, names: Any) -> set[str]:
+def _named_parts(layer: int, key: str, names: Any) -> set[str]:
     if isinstance(names, str) or not isinstance(names, list | tuple | set):
-        raise ValueError(f"per_layer_config of layer {layer}: skip must be a list of names, not {names!r}")
+        raise ValueError(f"per_layer_config of layer {layer}: {key} must be a list of names, not {names!r}")
     for name in names:
-        if name not in _SKIPPABLE:
-            raise ValueError(
-                f"per_layer_config of layer {layer} skips {name!r}; what can be skipped: {', '.join(_SKIPPABLE)}"
-            )
-    return {_SKIPPABLE[name] for name in names}
+        if name not in _PARTS:
+            raise ValueError(f"per_layer_config of layer {layer}: {key} names {name!r}; known are {', '.join(_PARTS)}")
+    return {_PARTS[name] for name in names}
 
 
 def _refuse_override(layer: int, key: str, value: Any) -> NoReturn:
     raise ValueError(
         f"per_layer_config of layer {layer} sets {key} to {value!r}, which is not supported; supported are "
-        "num_key_value_heads, intermediate_size, sliding_window and skip"
+        "num_key_value_heads, intermediate_size, sliding_window, skip and linear"
     )

@@ -4,8 +4,9 @@ Knows shapes only: what a candidate costs, how well it works and whether an engi
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from puzzlebench.model.blocks import (
     GQA,
@@ -16,6 +17,7 @@ from puzzlebench.model.blocks import (
     GatedMLP,
     Linear,
     NoOp,
+    parse_sub_block,
     sub_block_name,
 )
 from puzzlebench.model.checks import require_positive_int
@@ -23,6 +25,7 @@ from puzzlebench.model.spec import ModelSpec, check_architecture, divisors, pare
 
 DEFAULT_FFN_FRACTIONS = (1.0, 0.875, 0.75, 0.5, 0.25, 0.2, 0.1)
 DEFAULT_FFN_MULTIPLE = 256
+SPACE_SCHEMA = 1
 
 _KV_FRACTIONS = (1, 2, 4, 8)
 _LEAST_FFN_MULTIPLE = 8
@@ -197,3 +200,54 @@ def _check_kv_heads(kv_heads: Sequence[int], architecture: Architecture) -> None
                 raise ValueError(
                     f"kv_heads {count} does not divide the {own} key-value heads of a layer; what would: {fitting}"
                 )
+
+
+def space_to_json(space: SearchSpace) -> dict[str, Any]:
+    """A JSON-ready dict: the schema version and the names of each layer's candidates."""
+    return {
+        "schema": SPACE_SCHEMA,
+        "layers": [
+            {part: [sub_block_name(sub) for sub in getattr(layer, part)] for part in ("attention", "ffn")}
+            for layer in space.layers
+        ],
+    }
+
+
+def space_from_json(data: Mapping[str, Any]) -> SearchSpace:
+    """The space in a dict written by `space_to_json`.
+
+    Raises:
+        ValueError: another schema version, or a name that is no sub-block.
+    """
+    if data.get("schema") != SPACE_SCHEMA:
+        raise ValueError(f"search space schema {data.get('schema')!r} is not known; this version reads {SPACE_SCHEMA}")
+    return SearchSpace(
+        layers=tuple(
+            LayerCandidates(
+                attention=tuple(parse_sub_block("attention", name) for name in layer["attention"]),
+                ffn=tuple(parse_sub_block("ffn", name) for name in layer["ffn"]),
+            )
+            for layer in data["layers"]
+        )
+    )
+
+
+def space_around(parent: Architecture, architectures: Sequence[Architecture]) -> SearchSpace:
+    """The space of the parent's blocks and everything that occurs in one of the architectures, layer by layer.
+
+    Raises:
+        ValueError: an architecture has another number of layers.
+    """
+    for architecture in architectures:
+        if len(architecture.blocks) != len(parent.blocks):
+            raise ValueError(f"an architecture has {len(architecture.blocks)} layers, the parent {len(parent.blocks)}")
+    layers = []
+    for layer, own in enumerate(parent.blocks):
+        blocks = [own, *(architecture.blocks[layer] for architecture in architectures)]
+        layers.append(
+            LayerCandidates(
+                attention=tuple(dict.fromkeys(block.attention for block in blocks)),
+                ffn=tuple(dict.fromkeys(block.ffn for block in blocks)),
+            )
+        )
+    return SearchSpace(layers=tuple(layers))

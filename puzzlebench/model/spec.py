@@ -3,8 +3,8 @@
 Knows nothing about files (see `hf_config`), bytes (see `memory`) or what a layer computes beyond its weights.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP
 from puzzlebench.model.checks import require_positive_int
@@ -94,6 +94,11 @@ class ModelSpec:
     def norms_per_sub_block(self) -> int:
         """RMSNorms of hidden_size weights that one attention, MLP or linear sub-block owns; a no-op owns none."""
         return 2 if self.norm_placement == "both" else 1
+
+
+def spec_facts(spec: ModelSpec) -> dict[str, Any]:
+    """Every field, as JSON gives it back."""
+    return {**asdict(spec), "sliding_windows": list(spec.sliding_windows)}
 
 
 def parent_architecture(spec: ModelSpec) -> Architecture:

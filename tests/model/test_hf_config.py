@@ -253,17 +253,26 @@ def test_per_layer_config():
             "01": {"skip": ["attention"], "rope_theta": 1.0},
             "2": {"skip": ["mlp"], "hidden_size": 128},
             "3": {"skip": ["attention", "mlp"]},
+            "4": {"linear": ["attention"], "skip": ["mlp"]},
+            "5": {"linear": ["mlp"], "num_key_value_heads": 1},
         },
+        linear=[],
     )
-    assert architecture.blocks[:4] == (
+    assert architecture.blocks == (
         Block(attention=GQA(num_key_value_heads=2), ffn=GatedMLP(intermediate_size=768)),
         Block(attention=NoOp(), ffn=GatedMLP(intermediate_size=512)),
         Block(attention=GQA(num_key_value_heads=4), ffn=NoOp()),
         Block(attention=NoOp(), ffn=NoOp()),
+        Block(attention=Linear(), ffn=NoOp()),
+        Block(attention=GQA(num_key_value_heads=1), ffn=Linear()),
     )
-    assert architecture.blocks[4:] == parent_architecture(read(model_type="llama")[0]).blocks[4:]
     assert (spec.num_key_value_heads, spec.intermediate_size) == (4, 768)
-    assert Linear() not in {block.attention for block in architecture.blocks}
+
+
+def test_layers_without_overrides_are_the_models():
+    _, architecture = read(model_type="llama", per_layer_config={"1": {"skip": ["attention"]}})
+    blocks = parent_architecture(read(model_type="llama")[0]).blocks
+    assert (architecture.blocks[0], architecture.blocks[2:]) == (blocks[0], blocks[2:])
 
 
 def test_per_layer_windows_count_where_the_layer_slides():
@@ -279,7 +288,10 @@ def test_per_layer_windows_count_where_the_layer_slides():
         ({"-1": {}}, "key '-1'"),
         ({"0": {"head_dim": 32}}, "sets head_dim to 32, which is not supported"),
         ({"0": {"skip": "mlp"}}, "skip must be a list"),
-        ({"0": {"skip": ["norm"]}}, "layer 0 skips 'norm'; what can be skipped: attention"),
+        ({"0": {"skip": ["norm"]}}, "layer 0: skip names 'norm'; known are attention"),
+        ({"0": {"linear": "mlp"}}, "linear must be a list"),
+        ({"0": {"linear": ["norm"]}}, "layer 0: linear names 'norm'; known are attention"),
+        ({"0": {"linear": ["mlp"], "skip": ["ffn"]}}, "layer 0 names ffn in skip and in linear"),
         ({"0": {"num_key_value_heads": 3}}, "layer 0: 3 key-value heads do not divide the 8 attention heads"),
         ({"0": {"intermediate_size": 0}}, "intermediate_size must be a whole number"),
         ({"0": [1]}, "of layer 0 must be an object"),

@@ -1,0 +1,117 @@
+"""Checkpoint directories: children are saved whole or not at all, parents and children are loaded.
+
+A saved child loads with puzzlebench's own class here, and elsewhere with AutoModelForCausalLM and trust_remote_code,
+since its class lies in the directory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from puzzlebench.child import modeling_heterogeneous
+from puzzlebench.child.configs import MODELING_FILE, auto_map, check_family
+
+
+def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mapping[str, str] | None = None) -> None:
+    """Write config.json, safetensors and the child's class, with the tokenizer's files if there is one.
+
+    Args:
+        model: a child from `build_child`, trained or not.
+        folder: must not exist, and appears whole or not at all; its parent is made.
+        tokenizer: the parent's, as transformers loads it.
+        extra: further text files, by name.
+
+    Raises:
+        ValueError: the folder exists or cannot be written, or the model is not of a supported family.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    check_family(model.config.model_type)
+    if folder.exists():
+        raise ValueError(f"{folder} exists; a child is written to a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder.parent}: {error.strerror}") from None
+    try:
+        model.config.auto_map = auto_map(model.config.model_type)
+        model.save_pretrained(partial)
+        shutil.copyfile(modeling_heterogeneous.__file__, partial / MODELING_FILE)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for name, text in (extra or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        for file in partial.iterdir():  # safetensors' files and mkdtemp's folders are for their owner alone
+            if file.is_file():  # tokenizers may write a folder of chat templates
+                file.chmod(0o644)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ValueError(f"cannot write {folder}: {_first_line(error)}") from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load_causal_lm(
+    name: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+) -> nn.Module:
+    """A parent or a child, in evaluation mode.
+
+    Args:
+        name: a checkpoint directory, or for parents also a name on the Hugging Face Hub. No code in it is run.
+        dtype: of the weights; "auto" is the checkpoint's.
+        device: where the weights go.
+
+    Raises:
+        ValueError: there is no checkpoint, it is broken, or its family is not supported.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, PretrainedConfig
+
+    _check_folder(name)
+    try:
+        stated, _ = PretrainedConfig.get_config_dict(name)
+        check_family(stated.get("model_type"))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if getattr(config, "attn_logit_softcapping", None):
+            config._attn_implementation = "eager"  # sdpa has no soft caps, and older versions then leave them out
+        model, report = _model_class(stated).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{name} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{name} is broken: {len(missing)} weights are missing, the first is {missing[0]}")
+    loaded: nn.Module = model.to(device)
+    return loaded.eval()
+
+
+def _model_class(stated: dict[str, Any]) -> Any:
+    import transformers
+
+    if stated.get("per_layer_config"):
+        return modeling_heterogeneous.heterogeneous_class(stated["model_type"])
+    return getattr(transformers, modeling_heterogeneous.CLASSES[stated["model_type"]])
+
+
+def _check_folder(name: str | Path) -> None:
+    """Local directories get their own messages, as transformers takes what is none for a name on the Hub."""
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{name} is not a checkpoint: it has no config.json")
+    if not folder.exists() and (isinstance(name, Path) or folder.is_absolute() or str(name).startswith(".")):
+        raise ValueError(f"{name} does not exist")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
