@@ -1,0 +1,47 @@
+"""A training that can go on where it stopped: weights, optimiser state and a few facts in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from puzzlebench.training.optimisers import Optimisers
+from puzzlebench.training.tensors import read_tensors, write_tensors
+
+_WEIGHTS: Final = "weights//"
+_OPTIMISER: Final = "optimiser//"
+
+
+def save_training(
+    path: Path, named: Mapping[str, torch.nn.Parameter], optimisers: Optimisers, facts: Mapping[str, Any]
+) -> None:
+    """Write all of it; the file before it stays until then.
+
+    Raises:
+        ValueError: the disk is full, or cannot be written to.
+    """
+    tensors: dict[str, torch.Tensor] = {_WEIGHTS + name: parameter.detach() for name, parameter in named.items()}
+    tensors |= {_OPTIMISER + name: value for name, value in optimisers.state().items()}
+    write_tensors(path, tensors, facts)
+
+
+def restore_training(path: Path, named: Mapping[str, torch.nn.Parameter], optimisers: Optimisers) -> dict[str, Any]:
+    """Take weights and optimiser state over, and return the facts.
+
+    Raises:
+        ValueError: the file is broken, or of another training.
+    """
+    tensors, facts = read_tensors(path)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            kept = tensors.get(_WEIGHTS + name)
+            if kept is None or kept.shape != parameter.shape:
+                raise ValueError(f"{path} is of another training: {name} is missing or of another shape; remove it")
+            parameter.copy_(kept)
+    optimisers.restore(
+        {name.removeprefix(_OPTIMISER): value for name, value in tensors.items() if name.startswith(_OPTIMISER)}
+    )
+    return facts
