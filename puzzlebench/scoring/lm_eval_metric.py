@@ -1,0 +1,232 @@
+"""Replace-1-block scores by a task of the LM Evaluation Harness (lm-eval 0.4.13 or newer).
+
+The harness asks and judges; only what a candidate changes is run: for each batch of requests the parent's activations
+before the layer are kept, and a candidate runs from its layer on. Requests that generate run the whole model with the
+candidate swapped in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from puzzlebench.child.blockwise import Blockwise, open_blockwise
+from puzzlebench.child.halves import swapped
+from puzzlebench.library.store import Library
+from puzzlebench.model.blocks import Architecture, Block, block_name
+from puzzlebench.model.space import SearchSpace
+from puzzlebench.scores import Direction
+from puzzlebench.scoring.layer_halves import LayerHalves
+from puzzlebench.scoring.results import LayerScores, read_layer, write_layer
+
+_NEEDS: Final = "scores by a task need lm-eval: pip install 'puzzlebench[eval]'"
+_SEED: Final = 1234
+
+
+class TaskMetric:
+    """One metric of one task, as the harness defines it.
+
+    Args:
+        model: the parent, frozen and in eval mode.
+        tokenizer: its.
+        task: a name the harness knows.
+        metric: one of the task's; None takes its first.
+        include_path: a folder of task files of one's own.
+        limit: documents; None takes all.
+        batch_size: requests at a time.
+        memory_limit: bytes of activations kept; batches beyond it run through the layers before each time.
+
+    Raises:
+        ValueError: lm-eval is not installed, or has no such task or metric.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        task: str,
+        metric: str | None = None,
+        include_path: Path | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        memory_limit: int = 8 << 30,
+    ) -> None:
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise ValueError(_NEEDS) from None
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        manager = _find_task(TaskManager, task, include_path)
+        self._tasks = manager.load([task])
+        found = self._tasks["tasks"].get(task)
+        if not hasattr(found, "higher_is_better"):
+            raise ValueError(f"{task} is a group of tasks; give one of them")
+        better: dict[str, bool] = found.higher_is_better()
+        self.task, self.metric = task, metric or next(iter(better))
+        if self.metric not in better:
+            raise ValueError(f"{task} has no metric {self.metric!r}; it has {', '.join(better)}")
+        found.set_fewshot_seed(_SEED)
+        self.direction: Direction = "maximise" if better[self.metric] else "minimise"
+        self._limit = limit
+        self._lm = _prefix_lm(model, tokenizer, batch_size, memory_limit)
+
+    def values(self, layer: int, halves: tuple[nn.Module, nn.Module] | None) -> torch.Tensor:
+        """The metric of every document, [N, 1], of the parent with these halves in this layer (None: the parent)."""
+        from lm_eval import evaluate
+
+        with self._lm.candidate(layer, halves), _quiet():
+            result = evaluate(self._lm, self._tasks, limit=self._limit, bootstrap_iters=0, log_samples=True)
+        samples = sorted(result["samples"][self.task], key=lambda sample: sample["doc_id"])
+        try:
+            values = [[float(sample[self.metric])] for sample in samples]
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{self.metric} of {self.task} is no number per document, so it has no standard error; take another"
+            ) from None
+        return torch.tensor(values, dtype=torch.float64)
+
+
+def _find_task(manager: Any, task: str, include_path: Path | None) -> Any:
+    """A task manager that knows the task. The harness reads thousands of files to know its own tasks, so a folder of
+    one's own is looked through first."""
+    if include_path is not None:
+        if not include_path.is_dir():
+            raise ValueError(f"--include-path {include_path}: no such folder")
+        own = manager(include_path=str(include_path), include_defaults=False)
+        if task in own.all_tasks:
+            return own
+    known = manager()
+    if task not in known.all_tasks:
+        near = difflib.get_close_matches(task, known.all_tasks, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
+        raise ValueError(f"lm-eval has no task {task!r}; {hint}")
+    return known
+
+
+def score_by_task(
+    metric: TaskMetric,
+    model: nn.Module,
+    parent: Architecture,
+    space: SearchSpace,
+    library: Library,
+    recipe: str,
+    *,
+    folder: Path,
+    progress: Callable[[float, str], None] = lambda _share, _stage: None,
+) -> list[LayerScores]:
+    """Score every pair of halves in every layer of the space by a task.
+
+    Args:
+        folder: where the results of each layer are kept; layers that have theirs are not scored again.
+
+    Raises:
+        ValueError: the library lacks a block, or the task has fewer than two documents.
+    """
+    names = [[block_name(block) for block in layer.blocks()] for layer in space.layers]
+    total, done = sum(map(len, names)), 0
+    scores = []
+    own: torch.Tensor | None = None
+    for layer, candidates in enumerate(space.layers):
+        found = read_layer(folder, layer, names[layer])
+        if found is None:
+            halves = LayerHalves(model, layer, candidates, parent.blocks[layer], library, recipe)
+            values = {}
+            for number, block in enumerate(candidates.blocks()):
+                if block == parent.blocks[layer]:  # the same in every layer
+                    own = metric.values(layer, None) if own is None else own
+                values[block_name(block)] = _of_block(metric, layer, block, parent.blocks[layer], halves, own)
+                progress((done + number + 1) / total, f"layer {layer}")
+            if len(next(iter(values.values()))) < 2:
+                raise ValueError(f"{metric.task} has too few documents for a standard error; give at least 2")
+            found = LayerScores(layer=layer, metrics=(metric.metric,), values=values)
+            write_layer(folder, found)
+        done += len(names[layer])
+        scores.append(found)
+    return scores
+
+
+def _of_block(
+    metric: TaskMetric, layer: int, block: Block, own: Block, halves: LayerHalves, parents: torch.Tensor | None
+) -> torch.Tensor:
+    if block == own:
+        assert parents is not None
+        return parents
+    return metric.values(layer, halves.of(block))
+
+
+def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: int) -> Any:
+    """The harness's own transformers model, with its forward replaced; made here because its base class is optional."""
+    from lm_eval.models.huggingface import HFLM
+
+    class PrefixLM(HFLM):  # type: ignore[misc]
+        """Keeps, for the layer in hand, what the parent gives it for every batch of token ids."""
+
+        def __init__(self) -> None:
+            with _quiet():
+                super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            self._blockwise: dict[int, Blockwise] = {}
+            self._inputs: dict[bytes, torch.Tensor] = {}
+            self._layer = -1
+            self._halves: tuple[nn.Module, nn.Module] | None = None
+            self._room = memory_limit
+
+        @contextlib.contextmanager
+        def candidate(self, layer: int, halves: tuple[nn.Module, nn.Module] | None) -> Iterator[None]:
+            """Answer as the parent with these halves."""
+            if layer != self._layer:
+                self._inputs.clear()
+                self._room = memory_limit
+            self._layer, self._halves = layer, halves
+            try:
+                yield
+            finally:
+                self._halves = None
+
+        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+            if self._halves is None:
+                return super()._model_call(inps, attn_mask, labels)
+            length = inps.shape[1]  # padded on the right, which a causal model does not see
+            if length not in self._blockwise:
+                self._blockwise[length] = open_blockwise(model, length)
+            blockwise = self._blockwise[length]
+            with torch.inference_mode():
+                key = inps.cpu().numpy().tobytes()
+                hidden = self._inputs.get(key)
+                if hidden is None:
+                    hidden = blockwise.embed(inps)
+                    for layer in range(self._layer):
+                        hidden = blockwise.run(layer, blockwise.layers[layer], hidden)
+                    self._room -= hidden.nbytes
+                    if self._room >= 0:
+                        self._inputs[key] = hidden
+                for half in self._halves:
+                    hidden = blockwise.run(self._layer, half, hidden)
+                for layer in range(self._layer + 1, blockwise.num_layers):
+                    hidden = blockwise.run(layer, blockwise.layers[layer], hidden)
+                return blockwise.logits(hidden)
+
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            if self._halves is None:
+                return super()._model_generate(*args, **kwargs)
+            attention, ffn = self._halves
+            with swapped(model, self._layer, attention=attention, ffn=ffn):
+                return super()._model_generate(*args, **kwargs)
+
+    return PrefixLM()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness's progress bars: hundreds of candidates would draw them."""
+    import io
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
