@@ -13,6 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import puzzlebench
+from puzzlebench.cli_library import (
+    add_library,
+    add_parent,
+    add_realise,
+    add_score,
+    library_command,
+    parent_command,
+    realise_command,
+    score_command,
+)
 from puzzlebench.cli_live import (
     add_live_options,
     campaign_command,
@@ -72,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_estimate(commands)
     _add_search(commands)
+    _add_blocks(commands)
     _add_validate(commands)
     _add_campaign(commands)
     _add_stack(commands)
@@ -194,6 +205,44 @@ def _add_search(commands: Commands) -> None:
     add_pareto(command)
     _add_json(command)
     command.set_defaults(run=pareto_command)
+
+
+def _add_blocks(commands: Commands) -> None:
+    for name, add, run, text, description in (
+        (
+            "parent",
+            add_parent,
+            parent_command,
+            "make the small embedded parent",
+            "Train the embedded parent on Python's standard library: minutes on two cores, once.",
+        ),
+        (
+            "library",
+            add_library,
+            library_command,
+            "make the blocks a model may be built from",
+            "Initialise and distil the blocks of a search space from their parent, all of a layer side by side. "
+            "Stopped at any point, the same command goes on.",
+        ),
+        (
+            "score",
+            add_score,
+            score_command,
+            "score every block of a library",
+            "Replace one block of the parent at a time and compare: a score table per metric, for `search --scores`.",
+        ),
+        (
+            "realise",
+            add_realise,
+            realise_command,
+            "put an architecture's blocks together",
+            "Write the checkpoint of an architecture: the parent with the library's blocks in place.",
+        ),
+    ):
+        command = commands.add_parser(name, help=text, description=description)
+        add(command)
+        _add_json(command)
+        command.set_defaults(run=run)
 
 
 def _add_validate(commands: Commands) -> None:
