@@ -1,7 +1,7 @@
 """The figures of docs/library.md, measured anew: what sharing one parent run is worth, what distillation lowers, and
 coupled against decoupled. One run on the machine in hand; ratios come from the same run.
 
-    python benchmarks/library_figures.py --out figures/ [--parent embedded] [--seeds 3] [--quick]
+    python benchmarks/library_figures.py --out figures/ [--parent embedded] [--seeds 3]
 
 It resumes: what a former run has measured is kept in --out.
 """
@@ -9,6 +9,7 @@ It resumes: what a former run has measured is kept in --out.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -40,15 +41,17 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.files = find_parent(arguments.parent)
         self.model = load_parent(self.files, torch.device("cpu"), torch.float32)
-        self.out: Path = arguments.out
+        stated = [self.files.fingerprint, arguments.steps, arguments.sequences, arguments.scored, arguments.seeds]
+        digest = hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:12]
+        self.out: Path = arguments.out / digest  # other settings, other results
         self.out.mkdir(parents=True, exist_ok=True)
         self.train = load_tokens(self.files, None, "train", sequences=arguments.sequences, length=LENGTH)
-        self.held_out = load_tokens(self.files, None, "validation", sequences=arguments.scored, length=LENGTH)
+        self.held_out = load_tokens(self.files, None, "test", sequences=arguments.scored, length=LENGTH)
         self.space = default_space(self.files.spec, self.files.architecture)
         self.steps = arguments.steps
 
     def recipe(self, **training: object) -> Recipe:
-        settings = replace(Training(steps=self.steps), **training)
+        settings = replace(Training(steps=self.steps), **training).with_rates(self.files.spec.hidden_size)
         return Recipe(training=settings, data=data_fingerprint(self.train), sequences=len(self.train), length=LENGTH)
 
     def library(self, name: str) -> Library:
@@ -116,7 +119,7 @@ def halves_spaces(bench: Bench) -> dict[str, SearchSpace]:
 def training_ratio(bench: Bench, steps: int) -> dict[str, float]:
     """All variants of a layer from one parent run, against one variant at a time, each with the parent run it needs."""
     recipe = bench.recipe(steps=steps, patience=0)
-    layers = (0, bench.files.spec.num_hidden_layers // 2, bench.files.spec.num_hidden_layers - 1)
+    layers = (bench.files.spec.num_hidden_layers // 2,)
     own = space_of(bench.files.architecture)
 
     def one_layer(layer: int, candidates: LayerCandidates) -> SearchSpace:
@@ -148,7 +151,7 @@ def training_ratio(bench: Bench, steps: int) -> dict[str, float]:
 @torch.inference_mode()
 def scoring_ratio(bench: Bench, recipe: Recipe, library: Library) -> dict[str, float]:
     """Scoring from the replaced layer on, against the whole model per candidate; both once per candidate."""
-    tokens = bench.held_out[:8]
+    tokens = bench.held_out[:4]
     folder = bench.out / "scores" / f"timed-{time.time_ns()}"
     folder.mkdir(parents=True)
     started = time.perf_counter()
@@ -264,13 +267,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Training().steps)
     parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--scored", type=int, default=32)
+    parser.add_argument("--scored", type=int, default=16)
     parser.add_argument("--parts", default="training,table,scoring,coupled")
     arguments = parser.parse_args()
     bench = Bench(arguments)
     parts = arguments.parts.split(",")
     if "training" in parts:
-        print(json.dumps(bench.kept("training-ratio", lambda: training_ratio(bench, 12)), indent=1))
+        print(json.dumps(bench.kept("training-ratio", lambda: training_ratio(bench, bench.steps)), indent=1))
     if "table" in parts:
         table = bench.kept("distillation", lambda: distillation_table(bench, arguments.seeds))
         print("| variant | KL initial | distilled | spread over seeds | lower in |\n| --- | --- | --- | --- | --- |")

@@ -64,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"puzzlebench: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("PUZZLEBENCH_DEBUG"):
+            raise
+        print(
+            "puzzlebench: error: the GPU has too little memory; lower --memory-limit, --batch-size or --length",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("puzzlebench: interrupted", file=sys.stderr)
         return 130

@@ -56,10 +56,10 @@ def add_library(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--data", type=Path, metavar="FILE|DIR", help="text; default: Python's standard library")
     train.add_argument("--sequences", type=int, default=256, help="of the text, the last tenth held out (%(default)s)")
     train.add_argument("--length", type=int, default=256, help="tokens of each (%(default)s)")
-    train.add_argument("--steps", type=int, help="of each block at most (96); 0: initial weights only")
-    train.add_argument("--batch-size", type=int, help="sequences per step (8)")
-    train.add_argument("--optimiser", choices=("muon", "adamw"), help="default: muon")
-    train.add_argument("--lr", type=float, help="learning rate of matrices")
+    train.add_argument("--steps", type=int, help="of each block at most (64); 0: initial weights only")
+    train.add_argument("--batch-size", type=int, help="sequences per step (4)")
+    train.add_argument("--optimiser", choices=("muon", "adamw"), help="default: adamw")
+    train.add_argument("--lr", type=float, help="learning rate (0.8 / hidden size)")
     train.add_argument("--patience", type=int, help="evaluations without gain before a block stops (3; 0: never)")
     train.add_argument("--seed", type=int, default=0, help="of the order of sequences (%(default)s)")
     _add_machine(parser)
@@ -132,9 +132,9 @@ def parent_command(arguments: argparse.Namespace) -> None:
         print_json(facts | {"path": str(folder)})
         return
     print(
-        f"{folder}\n{facts['recipe']['tokens']:,} tokens of the standard library of Python {facts['python']}; on files "
-        f"it has not seen: loss {facts['validation_loss']:.3f} nats per token, next token right "
-        f"{facts['validation_accuracy']:.1%} of the time ({facts['validation_tokens']:,} tokens)"
+        f"{folder}\n{facts['recipe']['tokens']:,} tokens of the standard library of Python {facts['python']}; on test "
+        f"files: loss {facts['test_loss']:.3f} nats per token, next token right {facts['test_accuracy']:.1%} of the "
+        f"time ({facts['test_tokens']:,} tokens)"
     )
 
 
@@ -177,8 +177,9 @@ def library_command(arguments: argparse.Namespace) -> None:
 def score_command(arguments: argparse.Namespace) -> None:
     """Score every block of a library."""
     _require_models()
+    from puzzlebench.library.job import peak_memory_bytes
     from puzzlebench.render import print_json
-    from puzzlebench.render_library import print_scores
+    from puzzlebench.render_library import peak_memory, print_scores
     from puzzlebench.scores import read_score_table
     from puzzlebench.scoring.job import ScoreJob, TaskChoice, run_score_job
 
@@ -206,11 +207,16 @@ def score_command(arguments: argparse.Namespace) -> None:
     )
     with progress() as report:
         paths = run_score_job(job, progress=report)
+    import torch
+
+    host, gpu = peak_memory_bytes(torch.device(job.device))
     if arguments.json:
-        print_json({metric: str(path) for metric, path in paths.items()})
+        tables = {metric: str(path) for metric, path in paths.items()}
+        print_json({"tables": tables, "peak_host_bytes": host, "peak_gpu_bytes": gpu})
         return
     for metric, path in paths.items():
         print_scores(metric, path, read_score_table(path))
+    print(peak_memory(host, gpu))
 
 
 def realise_command(arguments: argparse.Namespace) -> None:
@@ -264,6 +270,7 @@ def _library_job(arguments: argparse.Namespace) -> LibraryJob:
     from puzzlebench.parent.open import find_parent
 
     stated = {name: getattr(arguments, name) for name in ("steps", "batch_size", "optimiser", "lr", "patience", "seed")}
+    stated["other_lr"] = arguments.lr
     training = Training(**{name: value for name, value in stated.items() if value is not None})
     init = InitRecipe(attention=arguments.init_attention, ffn=arguments.init_ffn, linear=arguments.init_linear)
     files = find_parent(arguments.parent)
@@ -328,10 +335,14 @@ def _read_architecture(path: Path) -> Any:
 def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from puzzlebench.searching.quantities import parse_bytes
     from puzzlebench.training.precision import fast_precision
 
     name: str = arguments.device
+    if getattr(arguments, "launcher", "local") in ("ray", "slurm"):  # the tasks' machines, not this one
+        if name not in ("cpu", "cuda"):
+            raise ValueError(f"say what the tasks of {arguments.launcher} run on: --device cuda or --device cpu")
+        precision = arguments.precision or ("bf16" if name == "cuda" else "fp32")
+        return _settings(arguments, name, precision)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -342,9 +353,15 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPU(s); use cpu, cuda or cuda:N")
+    return _settings(arguments, name, arguments.precision or fast_precision(device))
+
+
+def _settings(arguments: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:
+    from puzzlebench.searching.quantities import parse_bytes
+
     return {
-        "device": name,
-        "precision": arguments.precision or fast_precision(device),
+        "device": device,
+        "precision": precision,
         "activations": arguments.activations,
         "memory_limit": parse_bytes(arguments.memory_limit),
     }

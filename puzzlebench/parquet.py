@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from puzzlebench.files import unfinished
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableFormat:
@@ -38,16 +40,16 @@ def write_table(table_format: TableFormat, frame: pd.DataFrame, metadata: dict[s
     arrow = arrow.replace_schema_metadata({table_format.metadata_key: stated})
     if not path.name:
         raise ValueError(f"cannot write {path}: it is a folder")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = unfinished(path)
     try:
-        pq.write_table(arrow, unfinished, compression="zstd")
-        os.replace(unfinished, path)
+        pq.write_table(arrow, part, compression="zstd")
+        os.replace(part, path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)  # Arrow's text names the unfinished file
         raise ValueError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
-            unfinished.unlink()
+            part.unlink()
 
 
 def read_table(table_format: TableFormat, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -27,7 +28,7 @@ def print_library(
     table = Table(title=f"{path}: blocks of {manifest['parent']['name']}", title_justify="left")
     for name in ("recipe", "block", "layers", "loss before", "after", "less by", "steps"):
         table.add_column(name, justify="left" if name in ("recipe", "block") else "right")
-    shown = sorted(kinds.items(), key=lambda item: (item[0][0], "+" in item[0][1], item[0][1]))
+    shown = sorted(kinds.items(), key=lambda item: (item[0][0], "+" in item[0][1], _by_number(item[0][1])))
     for (recipe, name), blocks in shown[: 4 * _SHOWN]:
         trained = [block for block in blocks if block["final_loss"] is not None]
         cells = ["-"] * 4
@@ -48,8 +49,17 @@ def print_library(
     most = max((shard.activation_bytes for shard in used), default=0)
     size = f" ({most / 2**20:,.0f} MiB)" if most else ""
     made, before = sum(shard.made for shard in shards), sum(shard.there_before for shard in shards)
-    memory = f"peak memory {host / 2**30:.2f} GiB" + (f", on the GPU {gpu / 2**30:.2f} GiB" if gpu else "")
-    console().print(f"{made} blocks made, {before} were there{kept}{size}; {memory}", highlight=False)
+    console().print(f"{made} blocks made, {before} were there{kept}{size}; {peak_memory(host, gpu)}", highlight=False)
+
+
+def _by_number(name: str) -> str:
+    """A key that puts mlp_64 before mlp_160."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)
+
+
+def peak_memory(host: int, gpu: int) -> str:
+    """Most memory held, in words."""
+    return f"peak memory {host / 2**30:.2f} GiB" + (f", on the GPU {gpu / 2**30:.2f} GiB" if gpu else "")
 
 
 def print_scores(metric: str, path: Path, table: ScoreTable) -> None:

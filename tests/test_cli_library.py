@@ -28,11 +28,12 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     save_parent(folder / "parent")
     (folder / "text.txt").write_text(TEXT)
+    (folder / "other.txt").write_text(TEXT.replace("times", "by"))
     here = os.getcwd()
     os.chdir(folder)
     try:
         assert main(TRAIN) == 0
-        score = ("score", "--parent", "parent", "--library", "blocks", "--data", "text.txt", "--out", "scores")
+        score = ("score", "--parent", "parent", "--library", "blocks", "--data", "other.txt", "--out", "scores")
         assert main([*score, "--sequences", "4", "--length", "16"]) == 0
     finally:
         os.chdir(here)
@@ -155,6 +156,43 @@ def test_bad_input_is_one_line(folder, capsys, arguments, message):
     before = sorted(file.name for file in (folder / "blocks" / "blocks").iterdir())
     assert message in refused(capsys, *arguments)
     assert sorted(file.name for file in (folder / "blocks" / "blocks").iterdir()) == before
+
+
+def test_text_that_blocks_were_trained_on_is_not_for_scores(folder, capsys):
+    command = ("score", "--parent", "parent", "--library", "blocks", "--data", "text.txt", "--out", "scores")
+    line = refused(capsys, *command, "--sequences", 4, "--length", 16)
+    assert "the blocks were trained on text.txt" in line
+
+
+def test_half_a_library_is_not_scored(folder, tmp_path, capsys):
+    assert main([*TRAIN, "--out", str(tmp_path / "half"), "--steps", "0"]) == 0
+    next((tmp_path / "half" / "blocks").glob("002.ffn.linear.*")).unlink()
+    capsys.readouterr()
+    command = ("score", "--parent", "parent", "--library", tmp_path / "half", "--data", "other.txt", "--out", tmp_path)
+    line = refused(capsys, *command, "--sequences", 4, "--length", 16)
+    assert "lacks 1 blocks" in line
+    assert "ffn.linear of layer 2" in line
+
+
+def test_one_library_is_made_by_one_process_at_a_time(folder, tmp_path, capsys):
+    import fcntl
+
+    assert main([*TRAIN, "--out", str(tmp_path / "blocks"), "--steps", "0"]) == 0
+    capsys.readouterr()
+    (lock,) = (tmp_path / "blocks" / "work").glob("*.lock")
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        line = refused(capsys, *TRAIN, "--out", tmp_path / "blocks", "--steps", "0")
+    assert "another process makes these blocks" in line
+
+
+def test_tasks_elsewhere_need_no_gpu_here(folder, tmp_path, capsys):
+    command = (*TRAIN, "--out", tmp_path / "blocks", "--launcher", "slurm", "--shards", "2")
+    assert "say what the tasks of slurm run on" in refused(capsys, *command)
+    assert main([*map(str, command), "--device", "cuda"]) == 0
+    assert capsys.readouterr().out.startswith("sbatch ")
+    job = json.loads((tmp_path / "blocks" / "slurm" / "job.json").read_text())
+    assert (job["device"], job["precision"]) == ("cuda", "bf16")
 
 
 def test_a_library_of_another_parent_is_refused(folder, tmp_path, capsys):

@@ -56,7 +56,7 @@ def build_sharded(job: LibraryJob, *, control: Any, progress: Progress) -> Build
     files = find_parent(job.parent, quiet=True)
     library = create_library(job.out, parent_facts(files))
     tokens = load_tokens(files, job.data, "train", sequences=job.sequences, length=job.length)
-    recipe = job_recipe(job, tokens)
+    recipe = job_recipe(job, tokens, files.spec.hidden_size)
     # Files may appear on a shared folder at different times, and all must take the same layers.
     agreed: list[Any] = [missing_blocks(job.space, files.architecture, recipe, library)]
     dist.broadcast_object_list(agreed, src=0, group=control)

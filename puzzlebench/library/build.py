@@ -22,7 +22,7 @@ from puzzlebench.library.activations import LayerInputs, Storage, open_inputs
 from puzzlebench.library.distil import LayerRun, Variant, distil_layer
 from puzzlebench.library.initialise import initial_state, needed_statistics
 from puzzlebench.library.recipe import Mode, Recipe
-from puzzlebench.library.statistics import LayerStatistics, Need, collect_statistics
+from puzzlebench.library.statistics import LayerStatistics, Need, collect_statistics, statistics_bytes
 from puzzlebench.library.store import BlockFacts, Library, half_name
 from puzzlebench.model.blocks import Architecture, Block, NoOp, Part, SubBlock, block_name
 from puzzlebench.model.parameters import sub_block_parameters
@@ -114,7 +114,8 @@ def build_library(
         tokens: [N, T]; the last tenth is held out for early stops and losses.
         layers: which to make blocks of; all by default.
         activations: where they are kept, see `open_inputs`.
-        memory_limit: bytes, half of them for activations kept in memory, half for variants trained side by side.
+        memory_limit: bytes, half of them for activations kept in memory, half for variants trained side by side;
+            statistics above half of it are collected layer by layer.
         work_dir: for activations and checkpoints; the library's own by default.
 
     Raises:
@@ -133,16 +134,29 @@ def build_library(
         parent=parent,
         recipe=recipe,
         library=library,
-        statistics=collect_statistics(model, calibration_batches(tokens), needs) if needs else {},
+        statistics={},
     )
+
+    def calibrate(layer: int) -> None:
+        """Statistics of all layers in one pass where they fit, else of this one."""
+        if layer in maker.statistics or layer not in needs:
+            return
+        fit = statistics_bytes(spec, parent, needs) <= memory_limit // 2
+        maker.statistics.clear()
+        asked = needs if fit else {layer: needs[layer]}
+        maker.statistics.update(collect_statistics(model, calibration_batches(tokens), asked))
+
     if not recipe.training.steps:
         for one in missing:
+            calibrate(one.layer)
             maker.store(maker.variant(one), one, trained=False)
         return report
     inputs = open_inputs(maker.blockwise, tokens, storage=activations, memory_limit=memory_limit, folder=work_dir)
     try:
         done = 0
+        progress(0.0, f"activations: {inputs.kind}")
         for layer in range(max(by_layer) + 1):
+            calibrate(layer)
             for chunk in maker.chunks(by_layer.get(layer, []), memory_limit // 2):
                 at, share = done / len(missing), len(chunk) / len(missing)
                 stage = f"layer {layer}: {len(chunk)} blocks"
@@ -165,7 +179,10 @@ def missing_blocks(
     """What the library lacks by this recipe, layer by layer, and how much that is; states the recipe in the library."""
     wanted = [one for one in wanted_blocks(space, parent, recipe.mode) if layers is None or one.layer in layers]
     missing = [one for one in wanted if not library.has(one.layer, one.name, recipe.id)]
-    library.write_recipe(recipe.id, recipe.to_json())
+    names: dict[str, list[str]] = {str(layer): [] for layer in range(len(space.layers))}
+    for one in wanted_blocks(space, parent, recipe.mode):
+        names[str(one.layer)].append(one.name)
+    library.write_recipe(recipe.id, recipe.to_json(), names)
     by_layer: dict[int, list[Wanted]] = {}
     for one in missing:
         by_layer.setdefault(one.layer, []).append(one)
@@ -175,7 +192,10 @@ def missing_blocks(
 def work_folder(library: Library, work_dir: Path | None) -> Path:
     """Where activations and checkpoints go, made if there is none."""
     folder = work_dir or library.path / "work"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
     return folder
 
 
@@ -303,11 +323,13 @@ class _Clock:
     """Says now and then that it is time to write a checkpoint."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._last: float | None = time.monotonic()
 
     def __call__(self) -> bool:
         now = time.monotonic()
+        if self._last is None:  # the one before has just been written, which may have taken long
+            self._last = now
         if now - self._last < _SAVE_SECONDS:
             return False
-        self._last = now
+        self._last = None
         return True

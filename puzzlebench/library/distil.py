@@ -111,12 +111,13 @@ def distil_layer(
     Args:
         save_now: asked after every step whether to write the checkpoint now.
     """
-    settings = recipe.training
+    config: Any = run.blockwise.model.config
+    settings = recipe.training.with_rates(config.hidden_size)
     train_rows, held_out = split_rows(len(run.inputs))
     initial = [_copy(variant) for variant in variants]
     # One for all, which orthogonalises matrices of one shape together; without a gradient a variant is left alone.
     named = dict(_named(variants))
-    optimisers = Optimisers(named, name=settings.optimiser, lr=settings.lr, other_lr=settings.other_lr)
+    optimisers = Optimisers(named, name=settings.optimiser, lr=settings.lr or 0, other_lr=settings.other_lr or 0)
     step = 0
     if checkpoint is not None and checkpoint.exists():
         step = _take_over(restore_training(checkpoint, named, optimisers), variants)

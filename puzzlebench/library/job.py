@@ -6,10 +6,12 @@ Knows no command line and starts no process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import resource
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +19,9 @@ from typing import Any
 
 import torch
 
-from puzzlebench.files import write_text
+from puzzlebench.files import locked, write_text
 from puzzlebench.library.activations import Storage
-from puzzlebench.library.build import BuildReport, build_library
+from puzzlebench.library.build import BuildReport, build_library, work_folder
 from puzzlebench.library.initialise import InitRecipe
 from puzzlebench.library.recipe import Mode, Recipe, Training
 from puzzlebench.library.store import ParentFacts, create_library, open_library
@@ -30,6 +32,7 @@ from puzzlebench.text.tokens import Tokens, pack_documents
 from puzzlebench.training.precision import DTYPES, Precision
 
 JOB_SCHEMA = 1
+_LEFT_FOR_S = 24 * 3600.0  # nobody writes to a file for so long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,38 +81,46 @@ def run_job(
     files = find_parent(job.parent, quiet=True)
     library = create_library(job.out, parent_facts(files))
     tokens = load_tokens(files, job.data, "train", sequences=job.sequences, length=job.length)
-    model = load_parent(files, torch.device(job.device), DTYPES[job.precision])
-    return build_library(
-        model,
-        files.spec,
-        files.architecture,
-        job.space,
-        tokens,
-        job_recipe(job, tokens),
-        library,
-        layers=range(shard, files.spec.num_hidden_layers, shards),
-        activations=job.activations,
-        memory_limit=job.memory_limit,
-        work_dir=job.work_dir,
-        progress=progress,
-    )
+    recipe = job_recipe(job, tokens, files.spec.hidden_size)
+    lock = work_folder(library, job.work_dir) / f"{recipe.id}.{shard}-of-{shards}.lock"
+    with locked(lock, "makes these blocks"):
+        return build_library(
+            load_parent(files, torch.device(job.device), DTYPES[job.precision]),
+            files.spec,
+            files.architecture,
+            job.space,
+            tokens,
+            recipe,
+            library,
+            layers=range(shard, files.spec.num_hidden_layers, shards),
+            activations=job.activations,
+            memory_limit=job.memory_limit,
+            work_dir=job.work_dir,
+            progress=progress,
+        )
 
 
 def finish_job(job: LibraryJob) -> dict[str, Any]:
-    """Write the library's manifest once all shards are done, and return it.
+    """Write the library's manifest once all shards are done, and return it. What killed processes left goes.
 
     Raises:
         ValueError: there is no library.
     """
-    return open_library(job.out, parent_facts(find_parent(job.parent, quiet=True))).write_manifest()
+    library = open_library(job.out, parent_facts(find_parent(job.parent, quiet=True)))
+    leftovers = [*library.path.glob("work/*"), *library.path.glob("*/.*.part"), *library.path.glob(".*.part")]
+    for file in leftovers:
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _LEFT_FOR_S:
+                file.unlink()
+    return library.write_manifest()
 
 
-def job_recipe(job: LibraryJob, tokens: Tokens) -> Recipe:
+def job_recipe(job: LibraryJob, tokens: Tokens, hidden_size: int) -> Recipe:
     """The recipe that names the job's blocks."""
     return Recipe(
         mode=job.mode,
         init=job.init,
-        training=job.training,
+        training=job.training.with_rates(hidden_size),
         data=data_fingerprint(tokens),
         sequences=job.sequences,
         length=job.length,
@@ -134,8 +145,14 @@ def load_tokens(files: ParentFiles, data: Path | None, split: Split, *, sequence
         ValueError: there is too little text, or the parent has no tokenizer.
     """
     documents = standard_library(split) if data is None else read_documents(data)
-    what = f"{split} text" if data is None else str(data)
-    return pack_documents(documents, load_tokenizer(files), sequences=sequences, length=length, what=what)
+    return pack_documents(
+        documents,
+        load_tokenizer(files),
+        sequences=sequences,
+        length=length,
+        spread=data is None and split != "train",  # small enough to be read whole
+        what=f"{split} text" if data is None else str(data),
+    )
 
 
 def data_fingerprint(tokens: Tokens) -> str:

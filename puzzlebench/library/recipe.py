@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from puzzlebench.library.initialise import InitRecipe
@@ -15,6 +15,11 @@ Mode: TypeAlias = Literal["decoupled", "coupled"]
 """decoupled: each half beside the parent's other half; coupled: every pair of halves trained together."""
 
 
+_RATE_TIMES_WIDTH = 0.8
+VERSION = 1
+"""Of what is done by a recipe; another one makes other blocks of the same words."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
     """Blockwise local distillation of one block.
@@ -22,22 +27,28 @@ class Training:
     Attributes:
         steps: optimiser steps at most; 0 leaves the initialisation as it is.
         batch_size: sequences per step.
-        lr, other_lr: of matrices, and of norms and biases.
+        lr, other_lr: of matrices, and of norms and biases; None is 0.8 / hidden_size, 3e-3 for the embedded parent and
+            2e-4 at 4096: what suits Adam falls with the width (arXiv 2203.03466).
         patience: stop after so many evaluations in a row that lowered the held-out loss by less than `least_gain` of
             itself; 0 never stops early.
         evaluations: evenly spread over the steps.
     """
 
-    steps: int = 96
-    batch_size: int = 8
-    optimiser: OptimiserName = "muon"
-    lr: float = 1e-3
-    other_lr: float = 1e-3
+    steps: int = 64
+    batch_size: int = 4
+    optimiser: OptimiserName = "adamw"
+    lr: float | None = None
+    other_lr: float | None = None
     warmup: int = 4
     evaluations: int = 8
     patience: int = 3
     least_gain: float = 0.005
     seed: int = 0
+
+    def with_rates(self, hidden_size: int) -> Training:
+        """The same with numbers for the rates."""
+        usual = _RATE_TIMES_WIDTH / hidden_size
+        return replace(self, lr=self.lr or usual, other_lr=self.other_lr or usual)
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
@@ -51,7 +62,7 @@ class Training:
             ):
                 raise ValueError(f"{name} must be a whole number of at least 0, not {getattr(self, name)!r}")
         for name in ("lr", "other_lr"):
-            if not 0 < getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be above 0 and below 1, not {getattr(self, name)!r}")
         if self.optimiser not in ("muon", "adamw"):
             raise ValueError(f"optimiser must be muon or adamw, not {self.optimiser!r}")
@@ -73,6 +84,7 @@ class Recipe:
     sequences: int
     length: int
     precision: Literal["fp32", "bf16"] = "fp32"
+    version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object."""

@@ -12,7 +12,7 @@ self-describing and appear whole, so processes that share the folder need no oth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,9 +100,44 @@ class Library:
         file = self.file(facts.layer, facts.block, facts.recipe)
         write_tensors(file, state, {"schema": LIBRARY_SCHEMA, **asdict(facts)})
 
-    def write_recipe(self, recipe: str, described: Mapping[str, Any]) -> None:
-        """State once what a recipe id stands for."""
-        write_text(self.path / "recipes" / f"{recipe}.json", json.dumps(described, indent=1) + "\n")
+    def write_recipe(self, recipe: str, described: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
+        """State what a recipe id stands for, and which blocks by layer it was to make; earlier ones stay wanted."""
+        file = self.path / "recipes" / f"{recipe}.json"
+        before: dict[str, list[str]] = json.loads(file.read_text())["wanted"] if file.exists() else {}
+        union = {layer: list(dict.fromkeys((*before.get(layer, ()), *names))) for layer, names in wanted.items()}
+        if union != before:
+            write_text(file, json.dumps({"recipe": described, "wanted": union}, indent=1) + "\n")
+
+    def recipe(self, recipe: str) -> dict[str, Any]:
+        """What a recipe id stands for.
+
+        Raises:
+            ValueError: its file cannot be read.
+        """
+        return self._recipe_file(recipe)["recipe"]  # type: ignore[no-any-return]
+
+    def require_complete(self, recipe: str) -> None:
+        """Raise ValueError unless every block that was to be made by this recipe is there."""
+        missing = [
+            (layer, name)
+            for layer, names in self._recipe_file(recipe)["wanted"].items()
+            for name in names
+            if not self.has(int(layer), name, recipe)
+        ]
+        if missing:
+            layer, name = missing[0]
+            raise ValueError(
+                f"{self.path} lacks {len(missing)} blocks that recipe {recipe} was to make, the first is {name} of "
+                f"layer {layer}; finish it with the `puzzlebench library` command that began it"
+            )
+
+    def _recipe_file(self, recipe: str) -> dict[str, Any]:
+        file = self.path / "recipes" / f"{recipe}.json"
+        try:
+            data: dict[str, Any] = json.loads(file.read_text())
+            return {"recipe": data["recipe"], "wanted": data["wanted"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} cannot be read ({error})") from None
 
     def blocks(self) -> Iterator[BlockFacts]:
         """Facts of every block, read from the files."""
@@ -117,9 +152,7 @@ class Library:
         manifest = {
             "schema": LIBRARY_SCHEMA,
             "parent": asdict(self.parent),
-            "recipes": {
-                file.stem: json.loads(file.read_text()) for file in sorted((self.path / "recipes").glob("*.json"))
-            },
+            "recipes": {file.stem: self.recipe(file.stem) for file in sorted((self.path / "recipes").glob("*.json"))},
             "blocks": [
                 asdict(facts) | {"file": f"blocks/{self.file(facts.layer, facts.block, facts.recipe).name}"}
                 for facts in self.blocks()

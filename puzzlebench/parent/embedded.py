@@ -31,7 +31,7 @@ from puzzlebench.training.precision import fast_precision
 FACTS_FILE: Final = "puzzlebench_parent.json"
 END_TOKEN: Final = "<|endoftext|>"  # noqa: S105, it is no password
 CACHE_VARIABLE: Final = "PUZZLEBENCH_CACHE"
-VALIDATION_SEQUENCES: Final = 128
+TEST_SEQUENCES: Final = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +48,8 @@ class ParentRecipe:
     tokens: int = 300_000
     length: int = 256
     batch_size: int = 4
-    lr: float = 0.02
-    other_lr: float = 0.003
+    lr: float = 0.01
+    other_lr: float = 0.012
     warmup: int = 20
     seed: int = 0
 
@@ -175,8 +175,8 @@ def _train_into(folder: Path, recipe: ParentRecipe, report: Any) -> None:
     checkpoint = unfinished / "training.safetensors"
     model.to(device)
     train(model, rows[order], recipe, precision, checkpoint=checkpoint, report=report)
-    report(1.0, "validation")
-    loss, accuracy = evaluate(model, validation_tokens(tokenizer, recipe.length), recipe.batch_size)
+    report(1.0, "test")
+    loss, accuracy = evaluate(model, report_tokens(tokenizer, recipe.length), recipe.batch_size)
     model.to("cpu").save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     facts = {
@@ -185,19 +185,18 @@ def _train_into(folder: Path, recipe: ParentRecipe, report: Any) -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "validation_loss": loss,
-        "validation_accuracy": accuracy,
-        "validation_tokens": VALIDATION_SEQUENCES * recipe.length,
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+        "test_tokens": TEST_SEQUENCES * recipe.length,
     }
     checkpoint.unlink(missing_ok=True)
     write_text(unfinished / FACTS_FILE, json.dumps(facts, indent=1) + "\n")
     os.replace(unfinished, folder)
 
 
-def validation_tokens(tokenizer: Any, length: int) -> Tokens:
-    """Sequences of files that nothing is trained on."""
-    documents = standard_library("validation")
-    return pack_documents(documents, tokenizer, sequences=VALIDATION_SEQUENCES, length=length)
+def report_tokens(tokenizer: Any, length: int) -> Tokens:
+    """Sequences of files on which nothing is trained and nothing is chosen."""
+    return pack_documents(standard_library("test"), tokenizer, sequences=TEST_SEQUENCES, length=length, spread=True)
 
 
 @contextlib.contextmanager

@@ -113,10 +113,15 @@ def _hub_id(name: str) -> str:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
+    except GatedRepoError:
+        raise ValueError(
+            f"{name} is gated; accept its licence on the Hub and log in with `hf auth login`, or give a directory"
+        ) from None
     except Exception as error:  # its HTTP client's errors differ by version
         reason = str(error).strip() or type(error).__name__
         raise ValueError(f"{name} could not be downloaded: {reason.splitlines()[0]}") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -79,6 +80,7 @@ def run_score_job(
     files = find_parent(job.parent, quiet=True)
     library = open_library(job.library, parent_facts(files))
     recipe = library.recipe_id(job.recipe)
+    library.require_complete(recipe)
     space = library.space(files.architecture, recipe)
     pairs = sorted((one.layer, one.block) for one in library.blocks() if one.recipe == recipe and "+" in one.block)
     model = load_parent(files, torch.device(job.device), DTYPES[job.precision])
@@ -98,7 +100,7 @@ def run_score_job(
             batch_size=job.batch_size,
             memory_limit=job.memory_limit,
         )
-        about |= {"task": metric.task, "metric": metric.metric, "limit": job.task.limit}
+        about |= {"task": metric.task, "metric": metric.metric, "limit": job.task.limit, **_task_version(job.task)}
         found = score_by_task(
             metric,
             model,
@@ -111,6 +113,7 @@ def run_score_job(
         )
         return _write_tables(job, files, found, {metric.metric: metric.direction}, about, prefix=f"{metric.task}.")
     tokens = load_tokens(files, job.data, "validation", sequences=job.sequences, length=job.length)
+    _check_unseen(files, job.data, library.recipe(recipe))
     about |= {"data": data_fingerprint(tokens), "sequences": job.sequences, "length": job.length}
     found = score_layers(
         model,
@@ -128,11 +131,35 @@ def run_score_job(
     return _write_tables(job, files, found, METRICS, about)
 
 
+def _task_version(task: TaskChoice) -> dict[str, str]:
+    """What else decides a task: the harness's version, and the files of one's own."""
+    digest = hashlib.sha256()
+    for file in sorted(task.include_path.rglob("*")) if task.include_path else ():
+        if file.is_file():
+            digest.update(f"{file.relative_to(task.include_path or '')}\n".encode() + file.read_bytes())
+    return {"lm_eval": importlib.metadata.version("lm_eval"), "task_files": digest.hexdigest()}
+
+
+def _check_unseen(files: ParentFiles, data: Path | None, recipe: dict[str, Any]) -> None:
+    """Raise ValueError if this text is the one that the blocks were trained on, as far as its beginning tells."""
+    if data is None:
+        return
+    try:
+        trained = load_tokens(files, data, "train", sequences=recipe["sequences"], length=recipe["length"])
+    except ValueError:  # it is shorter
+        return
+    if data_fingerprint(trained) == recipe["data"]:
+        raise ValueError(f"the blocks were trained on {data}; score them on other text")
+
+
 def _work_folder(out: Path, about: dict[str, Any]) -> Path:
     """Where layers are kept: another parent, recipe or text has another folder."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     folder = out / "layers" / digest
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
     return folder
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import torch
 
+from puzzlebench.files import unfinished
+
 _KEY: Final = "puzzlebench"
 
 
@@ -23,19 +25,19 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = unfinished(path)
     held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(held, unfinished, metadata={"format": "pt", _KEY: json.dumps(facts)})
-        unfinished.chmod(0o644)  # safetensors' files are for their owner alone
-        os.replace(unfinished, path)
+        save_file(held, part, metadata={"format": "pt", _KEY: json.dumps(facts)})
+        part.chmod(0o644)  # safetensors' files are for their owner alone
+        os.replace(part, path)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
     except SafetensorError as error:  # its writer wraps the system's errors
         raise ValueError(f"cannot write {path}: {error}") from None
     finally:
         with contextlib.suppress(OSError):
-            unfinished.unlink()
+            part.unlink()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def test_a_job_comes_back_as_it_was_written(job, tmp_path):
         write_job(one, tmp_path / "job.json")
         assert read_job(tmp_path / "job.json") == one
         assert (
-            job_recipe(read_job(tmp_path / "job.json"), np.zeros((1, 2), np.int32)).id
-            == job_recipe(one, np.zeros((1, 2), np.int32)).id
+            job_recipe(read_job(tmp_path / "job.json"), np.zeros((1, 2), np.int32), 32).id
+            == job_recipe(one, np.zeros((1, 2), np.int32), 32).id
         )
 
 

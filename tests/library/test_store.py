@@ -20,7 +20,7 @@ RECIPE = "0123456789ab"
 @pytest.fixture
 def library(tmp_path):
     library = create_library(tmp_path / "library", PARENT)
-    library.write_recipe(RECIPE, {"mode": "decoupled"})
+    library.write_recipe(RECIPE, {"mode": "decoupled"}, {})
     return library
 
 
@@ -118,7 +118,7 @@ def test_recipes_are_found_by_how_they_begin(library):
     assert library.recipe_id() == library.recipe_id("01") == library.recipe_id(RECIPE) == RECIPE
     with pytest.raises(ValueError, match=rf"holds 0 recipes begin with 'f'; name one with --recipe: {RECIPE}"):
         library.recipe_id("f")
-    library.write_recipe("0199", {})
+    library.write_recipe("0199", {}, {"0": []})
     assert library.recipe_id("0123") == RECIPE
     with pytest.raises(ValueError, match=rf"holds 2 recipes; name one with --recipe: {RECIPE}, 0199"):
         library.recipe_id()

@@ -40,7 +40,7 @@ def documents(split):
 def make_small(monkeypatch, cache):
     monkeypatch.setattr(embedded, "standard_library", documents)
     monkeypatch.setattr(embedded, "bundled_models", lambda: (Entry("other", {}), Entry("embedded", CONFIG)))
-    monkeypatch.setattr(embedded, "VALIDATION_SEQUENCES", 8)
+    monkeypatch.setattr(embedded, "TEST_SEQUENCES", 8)
     monkeypatch.setenv(embedded.CACHE_VARIABLE, str(cache))
 
 

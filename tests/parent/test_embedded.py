@@ -51,11 +51,11 @@ def test_the_folder_is_a_checkpoint_that_has_learned_something(small):
     assert tokenizer.eos_token_id == model.config.eos_token_id < model.config.vocab_size
     facts = read_facts(folder)
     assert facts["recipe"]["tokens"] == 960
-    assert 0 < facts["validation_loss"] < math.log(300) - 0.5
-    assert 0 < facts["validation_accuracy"] <= 1
-    assert facts["validation_tokens"] == 8 * 16
-    ids = torch.from_numpy(embedded.validation_tokens(tokenizer, 16)).long()
-    assert model(ids, labels=ids).loss.item() == pytest.approx(facts["validation_loss"], rel=1e-4)
+    assert 0 < facts["test_loss"] < math.log(300) - 0.5
+    assert 0 < facts["test_accuracy"] <= 1
+    assert facts["test_tokens"] == 8 * 16
+    ids = torch.from_numpy(embedded.report_tokens(tokenizer, 16)).long()
+    assert model(ids, labels=ids).loss.item() == pytest.approx(facts["test_loss"], rel=1e-4)
     assert _left_over(small) == []
 
 

@@ -53,3 +53,15 @@ def test_too_little_text_says_how_much_there_is_and_how_much_is_needed():
         pack_documents(_documents("abc"), Letters(), sequences=None, length=5)
     with pytest.raises(ValueError, match=r"it has 0 tokens"):
         pack_documents([], Letters(), sequences=None, length=5)
+
+
+def test_spread_rows_are_evenly_apart_in_all_documents():
+    tokenizer = Letters()
+    documents = [Document(name=str(n), text=chr(97 + n) * 40) for n in range(10)]
+    everything = pack_documents(documents, tokenizer, sequences=None, length=8)
+    rows = pack_documents(documents, tokenizer, sequences=5, length=8, spread=True)
+    expected = everything[[n * len(everything) // 5 for n in range(5)]]
+    assert (rows == expected).all()
+    assert (pack_documents(documents, tokenizer, sequences=len(everything), length=8, spread=True) == everything).all()
+    with pytest.raises(ValueError, match="too little"):
+        pack_documents(documents, tokenizer, sequences=len(everything) + 1, length=8, spread=True)
