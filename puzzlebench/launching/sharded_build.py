@@ -54,8 +54,8 @@ def build_sharded(job: LibraryJob, *, control: Any, progress: Progress) -> Build
     rank, ranks, device = dist.get_rank(), dist.get_world_size(), torch.device(job.device)
     progress(0.0, "parent and text")
     files = find_parent(job.parent, quiet=True)
-    library = create_library(job.out, parent_facts(files))
     tokens = load_tokens(files, job.data, "train", sequences=job.sequences, length=job.length)
+    library = create_library(job.out, parent_facts(files))
     recipe = job_recipe(job, tokens, files.spec.hidden_size)
     # Files may appear on a shared folder at different times, and all must take the same layers.
     agreed: list[Any] = [missing_blocks(job.space, files.architecture, recipe, library)]

@@ -79,8 +79,8 @@ def run_job(
         raise ValueError(f"shard {shard} is none of the {shards} shards 0 to {shards - 1}")
     progress(0.0, "parent and text")
     files = find_parent(job.parent, quiet=True)
-    library = create_library(job.out, parent_facts(files))
     tokens = load_tokens(files, job.data, "train", sequences=job.sequences, length=job.length)
+    library = create_library(job.out, parent_facts(files))
     recipe = job_recipe(job, tokens, files.spec.hidden_size)
     lock = work_folder(library, job.work_dir) / f"{recipe.id}.{shard}-of-{shards}.lock"
     with locked(lock, "makes these blocks"):
@@ -144,6 +144,8 @@ def load_tokens(files: ParentFiles, data: Path | None, split: Split, *, sequence
     Raises:
         ValueError: there is too little text, or the parent has no tokenizer.
     """
+    if length > files.spec.max_position_embeddings:
+        raise ValueError(f"{files.name} has {files.spec.max_position_embeddings} positions; --length {length} is more")
     documents = standard_library(split) if data is None else read_documents(data)
     return pack_documents(
         documents,

@@ -105,7 +105,7 @@ class Library:
         file = self.path / "recipes" / f"{recipe}.json"
         before: dict[str, list[str]] = json.loads(file.read_text())["wanted"] if file.exists() else {}
         union = {layer: list(dict.fromkeys((*before.get(layer, ()), *names))) for layer, names in wanted.items()}
-        if union != before:
+        if union != before or not file.exists():
             write_text(file, json.dumps({"recipe": described, "wanted": union}, indent=1) + "\n")
 
     def recipe(self, recipe: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,11 +15,18 @@ def _weights(dtype=torch.float32):
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
-def _fingerprint(folder, *shards):
+def _fingerprint(folder, *shards, config=None):
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 1e4, **(config or {})}))
     for number, shard in enumerate(shards):
         save_file(shard, folder / f"model-{number:05d}.safetensors")
     return checkpoint_fingerprint(folder)
+
+
+def test_another_config_is_another_parent_whoever_wrote_it(tmp_path):
+    one = _fingerprint(tmp_path / "one", _weights())
+    assert _fingerprint(tmp_path / "rope", _weights(), config={"rope_theta": 5e5}) != one
+    assert _fingerprint(tmp_path / "saved", _weights(), config={"transformers_version": "5.1.0"}) == one
 
 
 def test_how_weights_are_split_into_files_does_not_matter(tmp_path):
