@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -31,6 +30,7 @@ from puzzlebench.cli_live import (
     stack_command,
     validate_live_command,
 )
+from puzzlebench.cli_options import read_json, whole_numbers
 from puzzlebench.cli_search import INFEASIBLE, add_pareto, add_search, pareto_command, search_command
 
 if TYPE_CHECKING:
@@ -145,19 +145,19 @@ def _add_profile(commands: Commands) -> None:
     _add_target(command, measured_here=True)
     grid = command.add_argument_group("cells and candidates")
     grid.add_argument(
-        "--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: 1 to 128 in powers of two; a CPU's: 1,4,16"
+        "--batch-sizes", type=whole_numbers, metavar="N,N", help="default: 1 to 128 in powers of two; a CPU's: 1,4,16"
     )
     grid.add_argument(
         "--prefill-lens",
-        type=_whole_numbers,
+        type=whole_numbers,
         metavar="N,N",
         help="default: 128,512,1024,2048,4096,8192; a CPU's: 64,128,256",
     )
     grid.add_argument(
-        "--context-lens", type=_whole_numbers, metavar="N,N", help="tokens in the cache; default: the same"
+        "--context-lens", type=whole_numbers, metavar="N,N", help="tokens in the cache; default: the same"
     )
     grid.add_argument(
-        "--kv-heads", type=_whole_numbers, metavar="N,N", help="default: the model's, and 1/2, 1/4, 1/8 of them"
+        "--kv-heads", type=whole_numbers, metavar="N,N", help="default: the model's, and 1/2, 1/4, 1/8 of them"
     )
     grid.add_argument("--ffn-multiple", type=int, default=256, help="FFN widths are multiples of this (%(default)s)")
     grid.add_argument(
@@ -268,10 +268,8 @@ def _add_validate(commands: Commands) -> None:
     live.add_argument("--model", default="embedded", help="bundled id, Hub id or directory (%(default)s)")
     live.add_argument("--weight-dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: bf16, on a CPU fp32")
     live.add_argument("--kv-dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as the weights")
-    live.add_argument("--batch-sizes", type=_whole_numbers, metavar="N,N", help="default: as `profile`")
-    live.add_argument(
-        "--lengths", type=_whole_numbers, metavar="N,N", help="prompts and contexts; default as `profile`"
-    )
+    live.add_argument("--batch-sizes", type=whole_numbers, metavar="N,N", help="default: as `profile`")
+    live.add_argument("--lengths", type=whole_numbers, metavar="N,N", help="prompts and contexts; default as `profile`")
     add_live_options(command)
     _add_json(command)
     command.set_defaults(run=_validate, tp=1)
@@ -318,13 +316,6 @@ def _add_stack(commands: Commands) -> None:
     command.add_argument("--workdir", type=Path, default=Path(), help="where checkpoints lie meanwhile (here)")
     _add_json(command)
     command.set_defaults(run=stack_command)
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,8,64") from None
 
 
 def _profile(arguments: argparse.Namespace) -> None:
@@ -474,10 +465,7 @@ def _read_architecture(name: str, parent: ModelSpec) -> tuple[ModelSpec, Archite
 
     path = Path(name)
     if path.is_file():
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from None
+        data = read_json(path)
         if isinstance(data, dict) and "blocks" in data:
             architecture = architecture_from_json(data)
             check_architecture(parent, architecture)

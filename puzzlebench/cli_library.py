@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puzzlebench.cli_options import read_json, whole_numbers
 from puzzlebench.progress import progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_library(parser: argparse.ArgumentParser) -> None:
     space = parser.add_argument_group("which blocks")
     space.add_argument("--mode", default="decoupled", choices=("decoupled", "coupled"), help="coupled: pairs too")
     space.add_argument(
-        "--kv-heads", type=_whole_numbers, metavar="N,N", help="default: the model's, and 1/2, 1/4, 1/8 of them"
+        "--kv-heads", type=whole_numbers, metavar="N,N", help="default: the model's, and 1/2, 1/4, 1/8 of them"
     )
     space.add_argument("--ffn-multiple", type=int, default=256, help="FFN widths are multiples of this (%(default)s)")
     space.add_argument(
@@ -47,7 +47,7 @@ def add_library(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|DIR",
         help="only blocks of these architectures, such as the folder that `search --out` wrote; repeat",
     )
-    space.add_argument("--layers", type=_whole_numbers, metavar="N,N", help="default: all")
+    space.add_argument("--layers", type=whole_numbers, metavar="N,N", help="default: all")
     start = parser.add_argument_group("initial weights")
     start.add_argument("--init-attention", default="mean_pool", help="or select, of key-value heads (%(default)s)")
     start.add_argument("--init-ffn", default="channel_contribution", help="or iterative (%(default)s)")
@@ -320,12 +320,7 @@ def _architecture_files(path: Path) -> list[Path]:
 def _read_architecture(path: Path) -> Any:
     from puzzlebench.model.blocks import architecture_from_json
 
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+    data = read_json(path)
     try:
         return architecture_from_json(data)
     except ValueError as error:
@@ -373,26 +368,12 @@ def _positive(option: str, value: int) -> int:
     return value
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,8,64") from None
-
-
 def _require_models() -> None:
     try:
-        import torch
-        import transformers  # noqa: F401
+        import torch  # noqa: F401
+        from transformers.utils import logging
     except ImportError:
         raise ValueError(NEEDS_MODELS) from None
-    del torch
-    _quiet_transformers()
-
-
-def _quiet_transformers() -> None:
-    """Its progress bars and hints are about its own work, not the user's."""
-    from transformers.utils import logging
-
+    # Its progress bars and hints are about its own work, not the user's.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Text files that appear whole or not at all."""
+"""Text files that appear whole or not at all, folders and locks: what is wrong with them is one line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,23 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where there are none; ValueError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+
+
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file for the length of a `with`; a killed process holds it no longer.
+def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[int]:
+    """Hold a lock file, its descriptor, for the length of a `with`; a killed process holds it no longer.
+
+    The file stays. Who removes it lets one that waits hold it while others lock its successor.
+
+    Args:
+        what: what another process that holds it is doing, for the message.
+        wait: until no other process holds it.
 
     Raises:
         ValueError: another process holds it, or the folder cannot be written to.
@@ -36,10 +50,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"cannot write to {path.parent}: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ValueError(f"{path.parent} is in use: another process {what}") from None
-        yield
+        yield file.fileno()
 
 
 def write_text(path: Path, text: str) -> None:

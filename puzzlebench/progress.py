@@ -27,6 +27,11 @@ def progress(quiet: bool = False) -> Iterator[Callable[[float, str], None]]:
         yield _Lines()
 
 
+def part_of(report: Callable[[float, str], None], begin: float, share: float, stage: str) -> Callable[[float], None]:
+    """Report the share done of one part of the work, which begins at `begin` and is `share` of all."""
+    return lambda done: report(begin + done * share, stage)
+
+
 class _Lines:
     """A line whenever the stage changes, and every 15 seconds."""
 

@@ -131,6 +131,12 @@ class Blockwise:
         output = module(hidden, *call.args, **call.kwargs)
         return cast("Tensor", output[0] if isinstance(output, tuple) else output)
 
+    def run_own(self, hidden: Tensor, first: int, stop: int) -> Tensor:
+        """Through the model's own layers `first` to `stop` - 1: [B, T, H] to the same."""
+        for layer_idx in range(first, stop):
+            hidden = self.run(layer_idx, self._layers[layer_idx], hidden)
+        return hidden
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm, head and what the family does to logits: [B, N, H] of any N positions to [B, N, V]."""
 

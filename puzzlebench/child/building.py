@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from puzzlebench.child.configs import child_config
 from puzzlebench.child.halves import check_state, part_state
 from puzzlebench.child.modeling_heterogeneous import heterogeneous_class
-from puzzlebench.model.blocks import GQA, Architecture, Part, SubBlock, sub_block_name
+from puzzlebench.model.blocks import GQA, PARTS, Architecture, Part, SubBlock, sub_block_name
 from puzzlebench.model.spec import ModelSpec, parent_architecture
-
-PARTS: tuple[Part, ...] = ("attention", "ffn")
 
 
 def build_child(

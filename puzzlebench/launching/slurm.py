@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from puzzlebench.files import write_text
+from puzzlebench.files import make_folder, write_text
 from puzzlebench.library.job import LibraryJob, write_job
 from puzzlebench.model.checks import require_positive_int
 
@@ -32,10 +32,7 @@ def write_scripts(job: LibraryJob, *, shards: int, args: Sequence[str] = ()) -> 
         if not arg.startswith("-") or "\n" in arg:
             raise ValueError(f"an option of sbatch looks like --partition=gpu, not {arg!r}")
     folder = job.out / "slurm"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    make_folder(folder)
     job_file, library, manifest = folder / "job.json", folder / "library.sbatch", folder / "manifest.sbatch"
     write_job(job, job_file)
     run = f"srun {shlex.quote(sys.executable)} -m puzzlebench.launching.shard {shlex.quote(str(job_file))}"

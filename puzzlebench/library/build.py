@@ -7,7 +7,6 @@ layer learn from it side by side. Knows no command line and no ranks: `layers` s
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,21 +17,22 @@ from torch import nn
 from puzzlebench.child.blockwise import Blockwise, open_blockwise
 from puzzlebench.child.halves import half_state, new_sub_block
 from puzzlebench.child.modeling_heterogeneous import take_half
+from puzzlebench.files import make_folder
 from puzzlebench.library.activations import LayerInputs, Storage, open_inputs
 from puzzlebench.library.distil import LayerRun, Variant, distil_layer
 from puzzlebench.library.initialise import initial_state, needed_statistics
 from puzzlebench.library.recipe import Mode, Recipe
 from puzzlebench.library.statistics import LayerStatistics, Need, collect_statistics, statistics_bytes
 from puzzlebench.library.store import BlockFacts, Library, half_name
-from puzzlebench.model.blocks import Architecture, Block, NoOp, Part, SubBlock, block_name
+from puzzlebench.model.blocks import PARTS, Architecture, Block, NoOp, Part, SubBlock, block_name
 from puzzlebench.model.parameters import sub_block_parameters
 from puzzlebench.model.space import SearchSpace
 from puzzlebench.model.spec import ModelSpec
+from puzzlebench.progress import part_of
 from puzzlebench.text.tokens import Tokens
+from puzzlebench.training.checkpoints import SaveClock
 
 CALIBRATION_SEQUENCES = 64
-_SAVE_SECONDS = 30.0
-_PARTS: tuple[Part, ...] = ("attention", "ffn")
 _TRAINING_BYTES = 20  # per parameter: weight, gradient, two moments and the initial weight, in float32
 
 
@@ -160,7 +160,7 @@ def build_library(
             for chunk in maker.chunks(by_layer.get(layer, []), memory_limit // 2):
                 at, share = done / len(missing), len(chunk) / len(missing)
                 stage = f"layer {layer}: {len(chunk)} blocks"
-                maker.train(layer, chunk, inputs, work_dir, _part_of(progress, at, share, stage))
+                maker.train(layer, chunk, inputs, work_dir, part_of(progress, at, share, stage))
                 done += len(chunk)
             if layer < max(by_layer):
                 inputs.advance()
@@ -177,10 +177,11 @@ def missing_blocks(
     layers: Collection[int] | None = None,
 ) -> tuple[dict[int, list[Wanted]], BuildReport]:
     """What the library lacks by this recipe, layer by layer, and how much that is; states the recipe in the library."""
-    wanted = [one for one in wanted_blocks(space, parent, recipe.mode) if layers is None or one.layer in layers]
+    everything = wanted_blocks(space, parent, recipe.mode)
+    wanted = [one for one in everything if layers is None or one.layer in layers]
     missing = [one for one in wanted if not library.has(one.layer, one.name, recipe.id)]
     names: dict[str, list[str]] = {str(layer): [] for layer in range(len(space.layers))}
-    for one in wanted_blocks(space, parent, recipe.mode):
+    for one in everything:
         names[str(one.layer)].append(one.name)
     library.write_recipe(recipe.id, recipe.to_json(), names)
     by_layer: dict[int, list[Wanted]] = {}
@@ -192,10 +193,7 @@ def missing_blocks(
 def work_folder(library: Library, work_dir: Path | None) -> Path:
     """Where activations and checkpoints go, made if there is none."""
     folder = work_dir or library.path / "work"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    make_folder(folder)
     return folder
 
 
@@ -282,7 +280,7 @@ class Maker:
         what = "\n".join((self.library.parent.fingerprint, *(one.name for one in wanted)))
         digest = hashlib.sha256(what.encode()).hexdigest()[:12]  # a training of other blocks is not gone on with
         checkpoint = work_dir / f"{layer:03d}.{digest}.{self.recipe.id}.safetensors"
-        distil_layer(run, variants, self.recipe, checkpoint=checkpoint, save_now=_Clock(), progress=progress)
+        distil_layer(run, variants, self.recipe, checkpoint=checkpoint, save_now=SaveClock(), progress=progress)
         for variant, one in zip(variants, wanted, strict=True):
             self.store(variant, one, trained=True)
         checkpoint.unlink(missing_ok=True)
@@ -291,7 +289,7 @@ class Maker:
         """Write a block, in the parent's dtype."""
         dtype = next(self.blockwise.model.parameters()).dtype
         state: dict[str, torch.Tensor] = {}
-        for part in _PARTS:
+        for part in PARTS:
             if part in wanted.halves:
                 prefix = f"{part}/" if len(wanted.halves) == 2 else ""
                 state |= {
@@ -313,23 +311,3 @@ class Maker:
             ),
             state,
         )
-
-
-def _part_of(progress: Callable[[float, str], None], begin: float, share: float, stage: str) -> Callable[[float], None]:
-    return lambda part: progress(begin + part * share, stage)
-
-
-class _Clock:
-    """Says now and then that it is time to write a checkpoint."""
-
-    def __init__(self) -> None:
-        self._last: float | None = time.monotonic()
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if self._last is None:  # the one before has just been written, which may have taken long
-            self._last = now
-        if now - self._last < _SAVE_SECONDS:
-            return False
-        self._last = None
-        return True

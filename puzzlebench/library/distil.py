@@ -24,6 +24,7 @@ from puzzlebench.library.recipe import Recipe, Training
 from puzzlebench.model.blocks import Part
 from puzzlebench.training.checkpoints import restore_training, save_training
 from puzzlebench.training.optimisers import Optimisers, warm_then_cosine
+from puzzlebench.training.precision import Precision, autocast
 
 HELD_OUT_SHARE = 0.1
 """Of the sequences: never trained on; early stop and the losses of a block are taken there."""
@@ -66,13 +67,11 @@ class LayerRun:
     attention: nn.Module
     ffn: nn.Module
     inputs: LayerInputs
-    precision: str
+    precision: Precision
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 matrix products over fp32 weights, or nothing."""
-        if self.precision == "bf16":
-            return torch.autocast(next(self.blockwise.model.parameters()).device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        """The precision on the parent's device."""
+        return autocast(next(self.blockwise.model.parameters()).device, self.precision)
 
     def teacher(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Input, middle and output of the parent's layer, each [B, T, H]."""
@@ -112,12 +111,13 @@ def distil_layer(
         save_now: asked after every step whether to write the checkpoint now.
     """
     config: Any = run.blockwise.model.config
-    settings = recipe.training.with_rates(config.hidden_size)
+    settings = recipe.training
+    lr, other_lr = settings.rates(config.hidden_size)
     train_rows, held_out = split_rows(len(run.inputs))
     initial = [_copy(variant) for variant in variants]
     # One for all, which orthogonalises matrices of one shape together; without a gradient a variant is left alone.
     named = dict(_named(variants))
-    optimisers = Optimisers(named, name=settings.optimiser, lr=settings.lr or 0, other_lr=settings.other_lr or 0)
+    optimisers = Optimisers(named, name=settings.optimiser, lr=lr, other_lr=other_lr)
     step = 0
     if checkpoint is not None and checkpoint.exists():
         step = _take_over(restore_training(checkpoint, named, optimisers), variants)

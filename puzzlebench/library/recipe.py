@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+from puzzlebench.digest import short_digest
 from puzzlebench.library.initialise import InitRecipe
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.training.optimisers import OptimiserName
+from puzzlebench.training.precision import Precision
 
 Mode: TypeAlias = Literal["decoupled", "coupled"]
 """decoupled: each half beside the parent's other half; coupled: every pair of halves trained together."""
@@ -45,10 +45,15 @@ class Training:
     least_gain: float = 0.005
     seed: int = 0
 
+    def rates(self, hidden_size: int) -> tuple[float, float]:
+        """Numbers for `lr` and `other_lr`."""
+        usual = _RATE_TIMES_WIDTH / hidden_size
+        return self.lr or usual, self.other_lr or usual
+
     def with_rates(self, hidden_size: int) -> Training:
         """The same with numbers for the rates."""
-        usual = _RATE_TIMES_WIDTH / hidden_size
-        return replace(self, lr=self.lr or usual, other_lr=self.other_lr or usual)
+        lr, other_lr = self.rates(hidden_size)
+        return replace(self, lr=lr, other_lr=other_lr)
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
@@ -83,7 +88,7 @@ class Recipe:
     data: str
     sequences: int
     length: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -93,4 +98,4 @@ class Recipe:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name this recipe in a library."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+        return short_digest(self.to_json())

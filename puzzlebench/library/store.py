@@ -12,15 +12,16 @@ self-describing and appear whole, so processes that share the folder need no oth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from puzzlebench.files import write_text
+from puzzlebench.files import make_folder, write_text
 from puzzlebench.model.blocks import (
+    PARTS,
     Architecture,
     Block,
     NoOp,
@@ -34,7 +35,6 @@ from puzzlebench.model.space import LayerCandidates, SearchSpace
 from puzzlebench.training.tensors import read_facts, read_tensors, write_tensors
 
 LIBRARY_SCHEMA: Final = 1
-_PARTS: Final[tuple[Part, ...]] = ("attention", "ffn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class Library:
     def write_recipe(self, recipe: str, described: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> None:
         """State what a recipe id stands for, and which blocks by layer it was to make; earlier ones stay wanted."""
         file = self.path / "recipes" / f"{recipe}.json"
-        before: dict[str, list[str]] = json.loads(file.read_text())["wanted"] if file.exists() else {}
+        before: dict[str, list[str]] = self._recipe_file(recipe)["wanted"] if file.exists() else {}
         union = {layer: list(dict.fromkeys((*before.get(layer, ()), *names))) for layer, names in wanted.items()}
         if union != before or not file.exists():
             write_text(file, json.dumps({"recipe": described, "wanted": union}, indent=1) + "\n")
@@ -116,14 +116,18 @@ class Library:
         """
         return self._recipe_file(recipe)["recipe"]  # type: ignore[no-any-return]
 
+    def wanted(self, recipe: str) -> list[tuple[int, str]]:
+        """Layer and name of every block that was to be made by this recipe.
+
+        Raises:
+            ValueError: the recipe's file cannot be read.
+        """
+        stated: dict[str, list[str]] = self._recipe_file(recipe)["wanted"]
+        return [(int(layer), name) for layer, names in stated.items() for name in names]
+
     def require_complete(self, recipe: str) -> None:
         """Raise ValueError unless every block that was to be made by this recipe is there."""
-        missing = [
-            (layer, name)
-            for layer, names in self._recipe_file(recipe)["wanted"].items()
-            for name in names
-            if not self.has(int(layer), name, recipe)
-        ]
+        missing = [(layer, name) for layer, name in self.wanted(recipe) if not self.has(layer, name, recipe)]
         if missing:
             layer, name = missing[0]
             raise ValueError(
@@ -179,7 +183,7 @@ class Library:
         names: list[dict[str, list[str]]] = [{"attention": [], "ffn": []} for _ in parent.blocks]
         for facts in self.blocks():
             part, _, name = facts.block.partition(".")
-            if facts.recipe == recipe and part in _PARTS:
+            if facts.recipe == recipe and part in PARTS:
                 names[facts.layer][part].append(name)
         layers = []
         for own, found in zip(parent.blocks, names, strict=True):
@@ -199,7 +203,9 @@ class Library:
                     "`puzzlebench library`"
                 )
 
-    def layer_states(self, layer: int, block: Block, own: Block, recipe: str) -> dict[Part, dict[str, torch.Tensor]]:
+    def layer_states(
+        self, layer: int, block: Block, own: Block, recipe: str, parts: Collection[Part] = PARTS
+    ) -> dict[Part, dict[str, torch.Tensor]]:
         """States of the halves of a block that are not the parent's own, by part; a no-op's is empty.
 
         A pair that was trained together comes before halves that were trained apart.
@@ -213,11 +219,12 @@ class Library:
             tensors, _ = read_tensors(pair)
             return {
                 part: {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(part)}
-                for part in _PARTS
+                for part in parts
             }
         return {
             part: {} if isinstance(sub, NoOp) else read_tensors(self.file(layer, half_name(part, sub), recipe))[0]
             for part, sub in _differing(block, own).items()
+            if part in parts
         }
 
 
@@ -235,11 +242,8 @@ def create_library(path: Path, parent: ParentFacts) -> Library:
     Raises:
         ValueError: it is one of another parent, or the folder cannot be written to.
     """
-    try:
-        for folder in ("blocks", "recipes"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+    for folder in (path, path / "blocks", path / "recipes"):
+        make_folder(folder)
     if not (path / "library.json").exists():
         if leftover := next((path / "blocks").iterdir(), None):
             raise ValueError(f"{path} holds {leftover.name} and no library.json: it is no library")

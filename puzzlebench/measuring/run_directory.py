@@ -11,7 +11,6 @@ A kill at any moment leaves a folder that the same plan can be resumed in.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from puzzlebench.files import write_text
+from puzzlebench.files import locked, make_folder, write_text
 from puzzlebench.measuring.plan import Plan, plan_to_json, read_plan
 from puzzlebench.measuring.workload import Workload
 
@@ -119,19 +118,11 @@ def open_run(path: Path, plan: Plan) -> Iterator[RunDirectory]:
             written to.
     """
     fresh = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("a+")
-    except OSError as error:
-        raise ValueError(f"cannot write to {path}: {os.strerror(error.errno or 0)}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{path} is in use: another process is measuring there") from None
+    make_folder(path)
+    with locked(path / "lock", "is measuring there") as lock:
         _keep_plan(path, plan)
         try:
-            yield RunDirectory(path, lock.fileno())
+            yield RunDirectory(path, lock)
         except ValueError:
             if fresh and not list(path.glob("events.*.jsonl")):  # refused before anything was put in place
                 shutil.rmtree(path)

@@ -13,6 +13,7 @@ from puzzlebench.model.checks import require_positive_int
 ARCHITECTURE_SCHEMA = 1
 
 Part: TypeAlias = Literal["attention", "ffn"]
+PARTS: tuple[Part, ...] = ("attention", "ffn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from puzzlebench.model.blocks import (
     GQA,
+    PARTS,
     Architecture,
     AttentionSubBlock,
     Block,
@@ -207,8 +208,7 @@ def space_to_json(space: SearchSpace) -> dict[str, Any]:
     return {
         "schema": SPACE_SCHEMA,
         "layers": [
-            {part: [sub_block_name(sub) for sub in getattr(layer, part)] for part in ("attention", "ffn")}
-            for layer in space.layers
+            {part: [sub_block_name(sub) for sub in getattr(layer, part)] for part in PARTS} for layer in space.layers
         ],
     }
 

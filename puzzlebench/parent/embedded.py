@@ -6,20 +6,17 @@ on where it stopped. Knows nothing of blocks.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from puzzlebench.files import write_text
+from puzzlebench.digest import short_digest
+from puzzlebench.files import locked, make_folder, write_text
 from puzzlebench.model.catalog import bundled_models
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.parent.training import evaluate, train
@@ -93,11 +90,13 @@ def make_embedded(recipe: ParentRecipe | None = None, folder: Path | None = None
     folder = folder or embedded_folder(recipe)
     if _is_made(folder, recipe):
         return folder
+    make_folder(folder.parent)
+    lock = folder.with_name(f".{folder.name}.lock")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), progress(quiet=quiet) as report:
+        with locked(lock, "makes it", wait=True), progress(quiet=quiet) as report:
             if not _is_made(folder, recipe):  # by another process, while this one waited
                 _train_into(folder, recipe, report)
+        lock.unlink(missing_ok=True)  # those that wait find the parent made
     except OSError as error:
         raise ValueError(f"cannot write to {folder.parent}: {error.strerror or error}") from None
     except SafetensorError as error:  # its writer wraps the system's errors
@@ -135,8 +134,7 @@ def train_tokenizer(documents: list[Document], vocab_size: int) -> Any:
 
 
 def _digest(recipe: ParentRecipe) -> str:
-    stated = {**asdict(recipe), "python": platform.python_version()}
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:12]
+    return short_digest({**asdict(recipe), "python": platform.python_version()})
 
 
 def _is_made(folder: Path, recipe: ParentRecipe) -> bool:
@@ -197,14 +195,3 @@ def _train_into(folder: Path, recipe: ParentRecipe, report: Any) -> None:
 def report_tokens(tokenizer: Any, length: int) -> Tokens:
     """Sequences of files on which nothing is trained and nothing is chosen."""
     return pack_documents(standard_library("test"), tokenizer, sequences=TEST_SEQUENCES, length=length, spread=True)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process trains this parent."""
-    lock = folder.with_name(f".{folder.name}.lock")
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    with contextlib.suppress(OSError):
-        lock.unlink()

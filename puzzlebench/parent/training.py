@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -12,11 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from puzzlebench.text.tokens import Tokens
-from puzzlebench.training.checkpoints import restore_training, save_training
+from puzzlebench.training.checkpoints import SaveClock, restore_training, save_training
 from puzzlebench.training.optimisers import Optimisers, warm_then_cosine
-from puzzlebench.training.precision import Precision
+from puzzlebench.training.precision import Precision, autocast
 
-_SAVE_SECONDS: Final = 30.0
 _LARGEST_NORM: Final = 1.0
 
 
@@ -55,19 +52,18 @@ def train(
     step = int(restore_training(checkpoint, named, optimisers)["step"]) if checkpoint.exists() else 0
     device = next(model.parameters()).device
     model.train()
-    saved = time.monotonic()
+    save_now = SaveClock()
     while step < settings.steps:
         batch = rows[step * settings.batch_size : (step + 1) * settings.batch_size]
-        with _autocast(device, precision):
+        with autocast(device, precision):
             loss, _ = _loss(model, torch.from_numpy(batch).to(device, torch.long))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_NORM)
         optimisers.step(warm_then_cosine(step, settings.steps, settings.warmup))
         step += 1
         report(step / settings.steps, "training")
-        if time.monotonic() - saved > _SAVE_SECONDS:
+        if save_now():
             save_training(checkpoint, named, optimisers, {"step": step})
-            saved = time.monotonic()
     model.eval()
 
 
@@ -88,7 +84,3 @@ def _loss(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     logits = model(ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
     labels = ids[:, 1:].flatten()
     return F.cross_entropy(logits, labels), float((logits.argmax(dim=-1) == labels).double().mean())
-
-
-def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import pandas as pd
 import torch
 
 import puzzlebench
+from puzzlebench.digest import short_digest
+from puzzlebench.files import make_folder
 from puzzlebench.library.activations import Storage
 from puzzlebench.library.job import data_fingerprint, load_tokens, parent_facts
 from puzzlebench.library.store import open_library
@@ -82,13 +83,9 @@ def run_score_job(
     recipe = library.recipe_id(job.recipe)
     library.require_complete(recipe)
     space = library.space(files.architecture, recipe)
-    pairs = sorted((one.layer, one.block) for one in library.blocks() if one.recipe == recipe and "+" in one.block)
+    pairs = sorted(one for one in library.wanted(recipe) if "+" in one[1])
     model = load_parent(files, torch.device(job.device), DTYPES[job.precision])
     about: dict[str, Any] = {"parent": files.fingerprint, "recipe": recipe, "precision": job.precision, "pairs": pairs}
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {job.out}: {error.strerror}") from None
     if job.task is not None:
         metric = TaskMetric(
             model,
@@ -154,12 +151,8 @@ def _check_unseen(files: ParentFiles, data: Path | None, recipe: dict[str, Any])
 
 def _work_folder(out: Path, about: dict[str, Any]) -> Path:
     """Where layers are kept: another parent, recipe or text has another folder."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    folder = out / "layers" / digest
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write to {out}: {error.strerror}") from None
+    folder = out / "layers" / short_digest(about)
+    make_folder(folder)
     return folder
 
 

@@ -9,10 +9,8 @@ from torch import nn
 from puzzlebench.child.halves import load_half, new_sub_block
 from puzzlebench.child.modeling_heterogeneous import take_half
 from puzzlebench.library.store import Library
-from puzzlebench.model.blocks import Block, Part, SubBlock, block_name
+from puzzlebench.model.blocks import PARTS, Block, Part, SubBlock, block_name
 from puzzlebench.model.space import LayerCandidates
-
-_PARTS: tuple[Part, ...] = ("attention", "ffn")
 
 
 class LayerHalves:
@@ -32,16 +30,16 @@ class LayerHalves:
     ) -> None:
         stock = cast("Any", model).model.layers[layer]
         self._halves: dict[tuple[Block | None, Part, SubBlock], nn.Module] = {
-            (None, part, getattr(own, part)): take_half(stock, part) for part in _PARTS
+            (None, part, getattr(own, part)): take_half(stock, part) for part in PARTS
         }
         for block in candidates.blocks():
             together = block if library.has(layer, block_name(block), recipe) else None
-            for part, state in library.layer_states(layer, block, own, recipe).items():
-                key = (together, part, getattr(block, part))
-                if key not in self._halves:
-                    half = new_sub_block(stock, model.config, layer, part, key[2])
-                    load_half(half, part, state)
-                    self._halves[key] = half.eval().requires_grad_(requires_grad=False)
+            missing = [part for part in PARTS if (together, part, getattr(block, part)) not in self._halves]
+            for part, state in library.layer_states(layer, block, own, recipe, missing).items():
+                sub = getattr(block, part)
+                half = new_sub_block(stock, model.config, layer, part, sub)
+                load_half(half, part, state)
+                self._halves[together, part, sub] = half.eval().requires_grad_(requires_grad=False)
 
     def of(self, block: Block) -> tuple[nn.Module, nn.Module]:
         """The attention and the ffn half of a candidate."""

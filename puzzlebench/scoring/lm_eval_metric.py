@@ -20,7 +20,7 @@ from torch import nn
 from puzzlebench.child.blockwise import Blockwise, open_blockwise
 from puzzlebench.child.halves import swapped
 from puzzlebench.library.store import Library
-from puzzlebench.model.blocks import Architecture, Block, block_name
+from puzzlebench.model.blocks import Architecture, block_name
 from puzzlebench.model.space import SearchSpace
 from puzzlebench.scores import Direction
 from puzzlebench.scoring.layer_halves import LayerHalves
@@ -140,9 +140,11 @@ def score_by_task(
             halves = LayerHalves(model, layer, candidates, parent.blocks[layer], library, recipe)
             values = {}
             for number, block in enumerate(candidates.blocks()):
-                if block == parent.blocks[layer]:  # the same in every layer
+                if block != parent.blocks[layer]:
+                    values[block_name(block)] = metric.values(layer, halves.of(block))
+                else:  # the same in every layer
                     own = metric.values(layer, None) if own is None else own
-                values[block_name(block)] = _of_block(metric, layer, block, parent.blocks[layer], halves, own)
+                    values[block_name(block)] = own
                 progress((done + number + 1) / total, f"layer {layer}")
             if len(next(iter(values.values()))) < 2:
                 raise ValueError(f"{metric.task} has too few documents for a standard error; give at least 2")
@@ -151,15 +153,6 @@ def score_by_task(
         done += len(names[layer])
         scores.append(found)
     return scores
-
-
-def _of_block(
-    metric: TaskMetric, layer: int, block: Block, own: Block, halves: LayerHalves, parents: torch.Tensor | None
-) -> torch.Tensor:
-    if block == own:
-        assert parents is not None
-        return parents
-    return metric.values(layer, halves.of(block))
 
 
 def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: int) -> Any:
@@ -201,17 +194,13 @@ def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: 
                 key = inps.cpu().numpy().tobytes()
                 hidden = self._inputs.get(key)
                 if hidden is None:
-                    hidden = blockwise.embed(inps)
-                    for layer in range(self._layer):
-                        hidden = blockwise.run(layer, blockwise.layers[layer], hidden)
+                    hidden = blockwise.run_own(blockwise.embed(inps), 0, self._layer)
                     self._room -= hidden.nbytes
                     if self._room >= 0:
                         self._inputs[key] = hidden
                 for half in self._halves:
                     hidden = blockwise.run(self._layer, half, hidden)
-                for layer in range(self._layer + 1, blockwise.num_layers):
-                    hidden = blockwise.run(layer, blockwise.layers[layer], hidden)
-                return blockwise.logits(hidden)
+                return blockwise.logits(blockwise.run_own(hidden, self._layer + 1, blockwise.num_layers))
 
         def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
             if self._halves is None:

@@ -18,6 +18,7 @@ from puzzlebench.library.activations import LayerInputs, Storage, open_inputs
 from puzzlebench.library.store import Library
 from puzzlebench.model.blocks import Architecture, block_name
 from puzzlebench.model.space import LayerCandidates, SearchSpace
+from puzzlebench.progress import part_of
 from puzzlebench.scoring.layer_halves import LayerHalves
 from puzzlebench.scoring.metrics import METRICS, metrics, reference
 from puzzlebench.scoring.results import LayerScores, read_layer, write_layer
@@ -72,7 +73,7 @@ def score_layers(
                         LayerHalves(model, layer, space.layers[layer], parent.blocks[layer], library, recipe),
                         tokens,
                         batch_size,
-                        _Part(progress, done / total, len(names[layer]) / total, f"layer {layer}"),
+                        part_of(progress, done / total, len(names[layer]) / total, f"layer {layer}"),
                     )
                     write_layer(folder, scores)
                     kept[layer] = scores
@@ -82,16 +83,6 @@ def score_layers(
         finally:
             inputs.close()
     return [scores for scores in kept.values() if scores is not None]
-
-
-class _Part:
-    """Progress of one layer as progress of the whole."""
-
-    def __init__(self, progress: Callable[[float, str], None], begin: float, share: float, stage: str) -> None:
-        self._progress, self._begin, self._share, self._stage = progress, begin, share, stage
-
-    def __call__(self, done: float) -> None:
-        self._progress(self._begin + done * self._share, self._stage)
 
 
 @torch.inference_mode()
@@ -111,7 +102,7 @@ def _score(
     for rows in torch.arange(len(tokens)).split(batch_size):  # type: ignore[no-untyped-call]
         hidden = inputs.read(rows)
         ids = torch.from_numpy(tokens[rows.numpy()]).to(device=hidden.device, dtype=torch.long)
-        parent = reference(_logits(blockwise, layer, blockwise.run(layer, blockwise.layers[layer], hidden)), ids)
+        parent = reference(blockwise.logits(blockwise.run_own(hidden, layer, blockwise.num_layers)), ids)
         middles: dict[nn.Module, torch.Tensor] = {}
         for number, block in enumerate(blocks):
             attention, ffn = halves.of(block)
@@ -126,6 +117,4 @@ def _score(
 
 def _logits(blockwise: Blockwise, layer: int, hidden: torch.Tensor) -> torch.Tensor:
     """From a layer's output to logits, through the parent's later layers."""
-    for later in range(layer + 1, blockwise.num_layers):
-        hidden = blockwise.run(later, blockwise.layers[later], hidden)
-    return blockwise.logits(hidden)
+    return blockwise.logits(blockwise.run_own(hidden, layer + 1, blockwise.num_layers))

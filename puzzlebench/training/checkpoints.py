@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,26 @@ import torch
 from puzzlebench.training.optimisers import Optimisers
 from puzzlebench.training.tensors import read_tensors, write_tensors
 
+SAVE_SECONDS = 30.0
 _WEIGHTS: Final = "weights//"
 _OPTIMISER: Final = "optimiser//"
+
+
+class SaveClock:
+    """Says now and then that it is time to write a checkpoint: `SAVE_SECONDS` after the one before was written."""
+
+    def __init__(self) -> None:
+        self._last: float | None = time.monotonic()
+
+    def __call__(self) -> bool:
+        """Whether it is time."""
+        now = time.monotonic()
+        if self._last is None:  # the one before has just been written, which may have taken long
+            self._last = now
+        if now - self._last < SAVE_SECONDS:
+            return False
+        self._last = None
+        return True
 
 
 def save_training(

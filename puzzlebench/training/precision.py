@@ -1,8 +1,9 @@
-"""Which floating-point format a device computes fast in."""
+"""Which floating-point format a device computes fast in, and computing in it."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import contextlib
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -16,3 +17,8 @@ def fast_precision(device: torch.device) -> Precision:
         return "bf16"
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if any(check is not None and check() for check in checks) else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """bf16 matrix products over fp32 weights, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

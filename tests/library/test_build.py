@@ -18,6 +18,7 @@ from puzzlebench.library.store import ParentFacts, create_library
 from puzzlebench.model.blocks import GQA, Block, GatedMLP, Linear, NoOp
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.space import LayerCandidates, SearchSpace
+from puzzlebench.training import checkpoints
 
 LENGTH = 12
 FACTS = ParentFacts(name="tiny", model_type="llama", num_hidden_layers=2, fingerprint="f" * 64)
@@ -267,7 +268,7 @@ def test_a_build_that_was_interrupted_goes_on(build, tokens, tmp_path, monkeypat
     _, parent = _parent(model)
     space, recipe = _space(parent), _recipe(steps=6)
     whole, _ = _make(model, space, tokens, recipe, tmp_path / "whole")
-    monkeypatch.setattr(building, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SECONDS", -1.0)
 
     def interrupt_at(wanted):
         def progress(share, stage):
@@ -291,7 +292,7 @@ def test_a_build_that_was_interrupted_goes_on(build, tokens, tmp_path, monkeypat
 def test_a_training_of_other_blocks_is_not_gone_on_with(build, tokens, tmp_path, monkeypatch):
     model = build("llama")
     _, parent = _parent(model)
-    monkeypatch.setattr(building, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SECONDS", -1.0)
 
     def interrupt(share, _stage):
         if share:

@@ -24,6 +24,7 @@ from puzzlebench.parent.embedded import (  # noqa: E402
     read_facts,
     train_tokenizer,
 )
+from puzzlebench.training import checkpoints  # noqa: E402
 
 RECIPE = ParentRecipe(tokens=960, length=16, batch_size=4, warmup=3)  # 15 steps
 
@@ -74,7 +75,7 @@ def test_a_second_call_does_not_train(small, monkeypatch):
 
 def _interrupt_after(monkeypatch, steps):
     """Save after every step, and press Ctrl-C after some."""
-    monkeypatch.setattr(parent_training, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "SAVE_SECONDS", -1.0)
     real, calls = parent_training.save_training, []
 
     def save(*args):
