@@ -8,8 +8,6 @@ candidate swapped in.
 from __future__ import annotations
 
 import contextlib
-import difflib
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +17,7 @@ from torch import nn
 
 from puzzlebench.child.blockwise import Blockwise, open_blockwise
 from puzzlebench.child.halves import swapped
+from puzzlebench.harness import find_tasks, without_bars
 from puzzlebench.library.store import Library
 from puzzlebench.model.blocks import Architecture, block_name
 from puzzlebench.model.space import SearchSpace
@@ -26,7 +25,6 @@ from puzzlebench.scores import Direction
 from puzzlebench.scoring.layer_halves import LayerHalves
 from puzzlebench.scoring.results import LayerScores, read_layer, write_layer
 
-_NEEDS: Final = "scores by a task need lm-eval: pip install 'puzzlebench[eval]'"
 _SEED: Final = 1234
 
 
@@ -59,12 +57,7 @@ class TaskMetric:
         batch_size: int = 8,
         memory_limit: int = 8 << 30,
     ) -> None:
-        try:
-            from lm_eval.tasks import TaskManager
-        except ImportError:
-            raise ValueError(_NEEDS) from None
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        manager = _find_task(TaskManager, task, include_path)
+        manager = find_tasks([task], () if include_path is None else (include_path,))
         self._tasks = manager.load([task])
         found = self._tasks["tasks"].get(task)
         if not hasattr(found, "higher_is_better"):
@@ -82,7 +75,7 @@ class TaskMetric:
         """The metric of every document, [N, 1], of the parent with these halves in this layer (None: the parent)."""
         from lm_eval import evaluate
 
-        with self._lm.candidate(layer, halves), _quiet():
+        with self._lm.candidate(layer, halves), without_bars():
             result = evaluate(self._lm, self._tasks, limit=self._limit, bootstrap_iters=0, log_samples=True)
         samples = sorted(result["samples"][self.task], key=lambda sample: sample["doc_id"])
         try:
@@ -92,23 +85,6 @@ class TaskMetric:
                 f"{self.metric} of {self.task} is no number per document, so it has no standard error; take another"
             ) from None
         return torch.tensor(values, dtype=torch.float64)
-
-
-def _find_task(manager: Any, task: str, include_path: Path | None) -> Any:
-    """A task manager that knows the task. The harness reads thousands of files to know its own tasks, so a folder of
-    one's own is looked through first."""
-    if include_path is not None:
-        if not include_path.is_dir():
-            raise ValueError(f"--include-path {include_path}: no such folder")
-        own = manager(include_path=str(include_path), include_defaults=False)
-        if task in own.all_tasks:
-            return own
-    known = manager()
-    if task not in known.all_tasks:
-        near = difflib.get_close_matches(task, known.all_tasks, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-        raise ValueError(f"lm-eval has no task {task!r}; {hint}")
-    return known
 
 
 def score_by_task(
@@ -163,7 +139,7 @@ def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: 
         """Keeps, for the layer in hand, what the parent gives it for every batch of token ids."""
 
         def __init__(self) -> None:
-            with _quiet():
+            with without_bars():
                 super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
             self._blockwise: dict[int, Blockwise] = {}
             self._inputs: dict[bytes, torch.Tensor] = {}
@@ -210,12 +186,3 @@ def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: 
                 return super()._model_generate(*args, **kwargs)
 
     return PrefixLM()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness's progress bars: hundreds of candidates would draw them."""
-    import io
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield

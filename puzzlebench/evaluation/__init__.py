@@ -1,0 +1,1 @@
+"""What a child keeps of its parent: tasks of the LM Evaluation Harness, paired by document."""
