@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     """
     part = unfinished(path)
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
