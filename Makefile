@@ -72,5 +72,5 @@ $(CORE): pyproject.toml $(CREATED)
 $(DEV): pyproject.toml $(CREATED) $(wildcard $(CONSTRAINTS))
 	@echo "Installing puzzlebench, torch and the development tools into $(VENV)"
 	@$(PIP) install --upgrade 'pip>=25.1'
-	@$(PIP) install --editable '.[models,plots,eval,ray]' --group dev $(addprefix --constraint ,$(CONSTRAINTS))
+	@$(PIP) install --editable '.[run,ray]' --group dev $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@ $(CORE)

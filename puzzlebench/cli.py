@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import puzzlebench
+from puzzlebench.cli_ablate import ablate_command, add_ablate
+from puzzlebench.cli_distil import add_distil, distil_command
+from puzzlebench.cli_eval import add_eval, eval_command
 from puzzlebench.cli_library import (
     add_library,
     add_parent,
@@ -30,8 +33,10 @@ from puzzlebench.cli_live import (
     stack_command,
     validate_live_command,
 )
-from puzzlebench.cli_options import read_json, whole_numbers
-from puzzlebench.cli_search import INFEASIBLE, add_pareto, add_search, pareto_command, search_command
+from puzzlebench.cli_options import INFEASIBLE, read_json, whole_numbers
+from puzzlebench.cli_run import add_run, run_command
+from puzzlebench.cli_search import add_pareto, add_search, pareto_command, search_command
+from puzzlebench.cli_speed import add_speed, speed_command
 
 if TYPE_CHECKING:
     from puzzlebench.model.blocks import Architecture
@@ -245,6 +250,47 @@ def _add_blocks(commands: Commands) -> None:
             realise_command,
             "put an architecture's blocks together",
             "Write the checkpoint of an architecture: the parent with the library's blocks in place.",
+        ),
+        (
+            "distil",
+            add_distil,
+            distil_command,
+            "train a child as a whole on its parent's answers",
+            "Global distillation of a realised child: hidden states and logits of its parent. One process, or many "
+            "under `accelerate launch`. Stopped at any point, the same command goes on.",
+        ),
+        (
+            "eval",
+            add_eval,
+            eval_command,
+            "what a child keeps of its parent, by tasks of lm-eval",
+            "Run tasks of the LM Evaluation Harness on parent and child, or read results of it, and compare sample by "
+            "sample: retention, differences with intervals, flips.",
+        ),
+        (
+            "speed",
+            add_speed,
+            speed_command,
+            "measured speed of a child beside its parent",
+            "Time prefill, decode and generation of checkpoints in turn, in fresh processes, beside the prediction of "
+            "a cost table.",
+        ),
+        (
+            "run",
+            add_run,
+            run_command,
+            "the whole loop, from a parent to a measured child and a report",
+            "Parent, profile, library, score, search, realise, distil, evaluate, speed, report: one recipe, one "
+            "folder. A stage whose inputs have not changed is not done again; stopped at any point, the same command "
+            "goes on.",
+        ),
+        (
+            "ablate",
+            add_ablate,
+            ablate_command,
+            "which parts of the method matter",
+            "The ablations of the paper on a small parent, over several seeds: block distillation, scores, searches, "
+            "search spaces and distillation losses at the same cost. Stopped at any point, the same command goes on.",
         ),
     ):
         command = commands.add_parser(name, help=text, description=description)

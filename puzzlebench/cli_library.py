@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puzzlebench.cli_options import read_json, whole_numbers
+from puzzlebench.cli_options import read_json, require_models, whole_numbers
 from puzzlebench.progress import progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from puzzlebench.parent.open import ParentFiles
 
 _PARENT_HELP = "embedded (made here where it is not there yet), a directory, or a model of the Hub (%(default)s)"
-NEEDS_MODELS = "this needs torch and transformers: pip install 'puzzlebench[models]'"
 
 
 def add_parent(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +120,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def parent_command(arguments: argparse.Namespace) -> None:
     """Make the embedded parent, or say where it is."""
-    _require_models()
+    require_models()
     from puzzlebench.parent.embedded import ParentRecipe, make_embedded, read_facts
     from puzzlebench.render import print_json
 
@@ -140,7 +139,7 @@ def parent_command(arguments: argparse.Namespace) -> None:
 
 def library_command(arguments: argparse.Namespace) -> None:
     """Make the missing blocks of a library."""
-    _require_models()
+    require_models()
     from puzzlebench.launching.launchers import run_library
     from puzzlebench.library.job import peak_memory_bytes
     from puzzlebench.render import print_json
@@ -176,7 +175,7 @@ def library_command(arguments: argparse.Namespace) -> None:
 
 def score_command(arguments: argparse.Namespace) -> None:
     """Score every block of a library."""
-    _require_models()
+    require_models()
     from puzzlebench.library.job import peak_memory_bytes
     from puzzlebench.render import print_json
     from puzzlebench.render_library import peak_memory, print_scores
@@ -221,7 +220,7 @@ def score_command(arguments: argparse.Namespace) -> None:
 
 def realise_command(arguments: argparse.Namespace) -> None:
     """Put an architecture's blocks together to a checkpoint."""
-    _require_models()
+    require_models()
     from puzzlebench.library.realise import realise
     from puzzlebench.parent.open import find_parent
     from puzzlebench.render import print_json
@@ -328,9 +327,7 @@ def _read_architecture(path: Path) -> Any:
 
 
 def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from puzzlebench.training.precision import fast_precision
+    from puzzlebench.training.precision import fast_precision, open_device
 
     name: str = arguments.device
     if getattr(arguments, "launcher", "local") in ("ray", "slurm"):  # the tasks' machines, not this one
@@ -338,17 +335,8 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"say what the tasks of {arguments.launcher} run on: --device cuda or --device cpu")
         precision = arguments.precision or ("bf16" if name == "cuda" else "fp32")
         return _settings(arguments, name, precision)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name!r} is not a device; use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPU(s); use cpu, cuda or cuda:N")
-    return _settings(arguments, name, arguments.precision or fast_precision(device))
+    device = open_device(name)
+    return _settings(arguments, str(device), arguments.precision or fast_precision(device))
 
 
 def _settings(arguments: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:
@@ -366,14 +354,3 @@ def _positive(option: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{option} must be at least 1, not {value}")
     return value
-
-
-def _require_models() -> None:
-    try:
-        import torch  # noqa: F401
-        from transformers.utils import logging
-    except ImportError:
-        raise ValueError(NEEDS_MODELS) from None
-    # Its progress bars and hints are about its own work, not the user's.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+INFEASIBLE: Final = 3
+"""Exit code of a search that proved that nothing keeps the limits."""
+NEEDS_MODELS: Final = "this needs torch and transformers: pip install 'puzzlebench[models]'"
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -28,3 +32,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
+
+
+def require_models() -> None:
+    """Raise ValueError unless torch and transformers are installed; quiet the latter."""
+    try:
+        import torch  # noqa: F401
+        from transformers.utils import logging
+    except ImportError:
+        raise ValueError(NEEDS_MODELS) from None
+    # Its progress bars and hints are about its own work, not the user's.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

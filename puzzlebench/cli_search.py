@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puzzlebench.cli_options import INFEASIBLE
 from puzzlebench.progress import progress
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
     from puzzlebench.searching.search import Confidence
 
-INFEASIBLE = 3
-"""The exit code of a search that proves there is nothing to find."""
 _LIMITED = ("memory", "params", "throughput", "latency", "ttft", "tpot")
 _EXAMPLES = {
     "memory": "80GiB",

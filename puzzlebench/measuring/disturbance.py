@@ -34,11 +34,14 @@ class Disturbance:
     level_error: float
 
 
-def find_disturbance(samples: pd.DataFrame) -> Disturbance:
+def find_disturbance(samples: pd.DataFrame, *, least_workloads: int = _LEAST_WORKLOADS) -> Disturbance:
     """Compare rounds by the median, over their workloads, of latency against the workload's own median.
 
     The calm level is a quantile of the rounds; its standard error comes from drawing whole sessions with replacement,
     since rounds next to each other are alike.
+
+    Args:
+        least_workloads: a round with fewer says nothing; a few long ones (whole models) say as much as many short ones.
     """
     unknown = Disturbance(disturbed=pd.Series(False, index=samples.index), level_error=0.0)
     cold = samples[samples["cache"] == "cold"]
@@ -47,7 +50,7 @@ def find_disturbance(samples: pd.DataFrame) -> Disturbance:
     logs = np.log(cold["latency_us"])
     slower = logs - logs.groupby([cold[column] for column in WORKLOAD_COLUMNS]).transform("median")
     rounds = slower.groupby([cold["session"], cold["round"]]).agg(["median", "size"])
-    levels = rounds.loc[rounds["size"] >= _LEAST_WORKLOADS, "median"]
+    levels = rounds.loc[rounds["size"] >= least_workloads, "median"]
     if len(levels) < _LEAST_ROUNDS:
         return unknown
     marked = levels.index[levels > levels.quantile(_CALM_SHARE) + TOLERANCE]

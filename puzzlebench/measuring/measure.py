@@ -43,7 +43,7 @@ def measure(folder: Path, plan: Plan, report: Report) -> Results:
     """
     with open_run(folder, plan) as run:
         for session in range(plan.effort.sessions):
-            while not _finished(run, session):
+            while not is_finished(run, session):
                 _run_session(run, session, plan, report)
         run.merge_samples()
         results = read_results(run)
@@ -53,18 +53,36 @@ def measure(folder: Path, plan: Plan, report: Report) -> Results:
     return results
 
 
-def _finished(run: RunDirectory, session: int) -> bool:
+def is_finished(run: RunDirectory, session: int) -> bool:
+    """Whether a session has come to its end."""
     return any(event["event"] == "finished" for event in run.events(session))
 
 
 def _run_session(run: RunDirectory, session: int, plan: Plan, report: Report) -> None:
+    def tell(message: dict[str, Any]) -> None:
+        report(*_progress(session, plan.effort.sessions, message))
+
+    died = run_process("puzzlebench.measuring.session", run, session, tell)
+    if died:
+        _blame(run, session, died)
+
+
+def run_process(module: str, run: RunDirectory, session: int, tell: Callable[[dict[str, Any]], None]) -> int:
+    """Run a session in a fresh process, `python -m MODULE RUN_DIR SESSION`, to its end; returns how it died, or 0.
+
+    It writes JSON lines to its standard output: those with a `stage` are passed on, one with an `error` says in a line
+    why it stops. What else it says is kept in `log_file`.
+
+    Raises:
+        ValueError: the session says why it stopped.
+        KeyboardInterrupt: it was interrupted.
+    """
     environment = {**os.environ, **SESSION_ENVIRONMENT, "PYTHONPATH": python_path()}
-    command = [sys.executable, "-m", "puzzlebench.measuring.session", str(run.path), str(session)]
-    log = run.path / f"session.{session}.log"
+    command = [sys.executable, "-m", module, str(run.path), str(session)]
     error = None
     held = () if run.lock is None else (run.lock,)
     with (
-        log.open("ab") as errors,
+        log_file(run, session).open("ab") as errors,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, pass_fds=held
         ) as process,
@@ -78,32 +96,44 @@ def _run_session(run: RunDirectory, session: int, plan: Plan, report: Report) ->
                 message = json.loads(line)
                 error = message.get("error", error)
                 if "stage" in message:
-                    report(*_progress(session, plan.effort.sessions, message))
+                    tell(message)
         except BaseException:
             process.terminate()  # Ctrl-C reaches the session too, unless it was sent to us alone
             process.wait()
             raise
-    if process.returncode == 0:
-        return
-    if error:
+    if process.returncode and error:
         raise ValueError(error)
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
-    _blame(run, session, process.returncode, log)
+    return process.returncode
 
 
-def _blame(run: RunDirectory, session: int, code: int, log: Path) -> None:
+def log_file(run: RunDirectory, session: int) -> Path:
+    """What a session's libraries said."""
+    return run.path / f"session.{session}.log"
+
+
+def death(run: RunDirectory, session: int, code: int) -> str:
+    """One line on a session that died of a signal (negative) or with an exit code."""
+    return (
+        f"session {session + 1} died of {_how(code)}; {log_file(run, session)} has what it said. The same command goes "
+        "on from there"
+    )
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _blame(run: RunDirectory, session: int, code: int) -> None:
     """Turn a death during preparation into a miss; any other is an error."""
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
     events = run.events(session)
     last = events[-1] if events else {}
     if last.get("event") == "attempt" and -code in _CRASHES:
-        reason = f"out of memory or crashed: the process died of {how} while it was put in place"
+        reason = f"out of memory or crashed: the process died of {_how(code)} while it was put in place"
         run.append_event(session, {"event": "miss", "workload": last["workload"], "reason": reason})
         return
-    raise ValueError(
-        f"session {session + 1} died of {how}; {log} has what it said. The same command goes on from there"
-    )
+    raise ValueError(death(run, session, code))
 
 
 def _progress(session: int, sessions: int, message: dict[str, Any]) -> tuple[float, str]:
@@ -118,6 +148,6 @@ def python_path() -> str:
     import puzzlebench_profiles
 
     roots = [Path(module.__file__ or "").parents[1] for module in (puzzlebench, puzzlebench_profiles)]
-    roots.append(roots[0] / "kernels")
+    roots += [roots[0] / "kernels", roots[0] / "search"]
     existing = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return os.pathsep.join(str(path) for path in dict.fromkeys([*(r for r in roots if r.exists()), *existing]))

@@ -16,10 +16,8 @@ import pandas as pd
 
 from puzzlebench.measuring.disturbance import find_disturbance
 from puzzlebench.measuring.run_directory import WORKLOAD_COLUMNS, RunDirectory, workload_from_key
-from puzzlebench.measuring.statistics import combine_sessions, median_interval
+from puzzlebench.measuring.statistics import combine_sessions, median_and_error
 from puzzlebench.measuring.workload import Workload
-
-_NORMAL_WIDTH = 2 * 1.96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,9 +110,7 @@ def read_results(run: RunDirectory) -> Results:
         for row, session in enumerate(sessions):
             cold = _of(kept, "cold", session)
             if len(cold):
-                median, low, high = median_interval(cold["latency_us"].to_numpy())
-                medians[row, column] = median
-                within[row, column] = math.log(high / low) / _NORMAL_WIDTH
+                medians[row, column], within[row, column] = median_and_error(cold["latency_us"].to_numpy())
     level_error = 0.0 if disturbance is None else disturbance.level_error
     combined = combine_sessions(medians, within, level_error=level_error)
     measured = {}

@@ -78,7 +78,7 @@ def run_session(run: RunDirectory, session: int, report: Callable[[dict[str, Any
     sensor, _ = open_sensor(device.kind, device.index)
     with contextlib.closing(sensor), torch.inference_mode(), _clocks(plan, device.index):
         in_place = _put_in_place(run, session, plan, engine, sensor, device.available_bytes, report)
-        others = _OthersShare()
+        others = OthersShare()
         _time_rounds(run, session, plan, in_place, sensor, report)
         others_share = others.share()
         if session == 0 and plan.effort.energy_seconds:
@@ -87,13 +87,14 @@ def run_session(run: RunDirectory, session: int, report: Callable[[dict[str, Any
     run.append_event(session, {"event": "finished", "engine_version": engine.version, "others_share": others_share})
 
 
-class _OthersShare:
+class OthersShare:
     """How much of this machine's processors went to others since it was made, 0 to 1; stolen time included."""
 
     def __init__(self) -> None:
         self._started, self._busy, self._own = time.perf_counter(), _busy_seconds(), time.process_time()
 
     def share(self) -> float:
+        """The share until now."""
         elapsed = (time.perf_counter() - self._started) * (psutil.cpu_count() or 1)
         others = _busy_seconds() - self._busy - (time.process_time() - self._own)
         return min(max(others / max(elapsed, 1e-9), 0.0), 1.0)
@@ -221,7 +222,7 @@ def _time_rounds(
                 taken = list(_visit(in_place[work], long_us=long_us, with_hot=number % _HOT_EVERY == 0))
                 if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
                     reading = sensor.read()
-                rows += [{**visit, "cache": cache, "latency_us": us, **_columns(reading)} for cache, us in taken]
+                rows += [{**visit, "cache": cache, "latency_us": us, **reading_columns(reading)} for cache, us in taken]
                 if not set_aside(reading.throttle_reasons):  # those that count towards the interval
                     cold[work] += [us for cache, us in taken if cache == "cold"]
             run.write_samples(session, number, rows)
@@ -294,7 +295,8 @@ def _count_energy(
             run.append_event(session, {"event": "energy", "workload": columns, "energy_mj": energy})
 
 
-def _columns(reading: Reading) -> dict[str, Any]:
+def reading_columns(reading: Reading) -> dict[str, Any]:
+    """A look at the sensors as columns of samples."""
     return {
         "sm_clock_mhz": reading.sm_clock_mhz,
         "memory_clock_mhz": reading.memory_clock_mhz,

@@ -7,6 +7,7 @@ processes: their common shift (the machine was slower that minute) and each cell
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from puzzlebench.profiling.arrays import FloatArray
 
 _PRIOR_DEGREES = 4.0
 """Weight of the pooled scatter in a cell's own, in degrees of freedom (moderated variance, Smyth 2004)."""
+_NORMAL_WIDTH = 2 * 1.96
 
 
 def median_interval(values: FloatArray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -43,6 +45,12 @@ def relative_width(values: FloatArray) -> float:
         return float("inf")
     median, low, high = median_interval(values)
     return (high - low) / median
+
+
+def median_and_error(values: FloatArray) -> tuple[float, float]:
+    """(median, standard error of its logarithm) of samples of one process."""
+    median, low, high = median_interval(values)
+    return median, math.log(high / low) / _NORMAL_WIDTH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -75,11 +76,18 @@ def embedded_folder(recipe: ParentRecipe) -> Path:
     return cache_folder() / f"embedded-{_digest(recipe)}"
 
 
-def make_embedded(recipe: ParentRecipe | None = None, folder: Path | None = None, *, quiet: bool = False) -> Path:
+def make_embedded(
+    recipe: ParentRecipe | None = None,
+    folder: Path | None = None,
+    *,
+    quiet: bool = False,
+    report: Callable[[float, str], None] | None = None,
+) -> Path:
     """The folder of the embedded parent, a Hugging Face checkpoint with tokenizer; trained where it is not there yet.
 
     Args:
         folder: where to put it; the cache by default.
+        report: called with the share done and what is going on, in place of a bar of its own.
 
     Raises:
         ValueError: this Python comes without sources, or the folder cannot be written to.
@@ -93,9 +101,9 @@ def make_embedded(recipe: ParentRecipe | None = None, folder: Path | None = None
     make_folder(folder.parent)
     lock = folder.with_name(f".{folder.name}.lock")
     try:
-        with locked(lock, "makes it", wait=True), progress(quiet=quiet) as report:
+        with locked(lock, "makes it", wait=True), progress(quiet=quiet) as bar:
             if not _is_made(folder, recipe):  # by another process, while this one waited
-                _train_into(folder, recipe, report)
+                _train_into(folder, recipe, report or bar)
         lock.unlink(missing_ok=True)  # those that wait find the parent made
     except OSError as error:
         raise ValueError(f"cannot write to {folder.parent}: {error.strerror or error}") from None

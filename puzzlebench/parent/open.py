@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ class ParentFiles:
     fingerprint: str
 
 
-def find_parent(name: str, *, quiet: bool = False) -> ParentFiles:
+def find_parent(name: str, *, quiet: bool = False, report: Callable[[float, str], None] | None = None) -> ParentFiles:
     """The files of a parent: `embedded` is trained first where it is not there yet, a Hub model downloaded.
+
+    Args:
+        report: called with the share of the training done, in place of a bar of its own.
 
     Raises:
         ValueError: there is no such model, or it is of no supported family.
@@ -38,7 +42,7 @@ def find_parent(name: str, *, quiet: bool = False) -> ParentFiles:
     if name == EMBEDDED:
         from puzzlebench.parent.embedded import make_embedded
 
-        folder = make_embedded(quiet=quiet)
+        folder = make_embedded(quiet=quiet or report is not None, report=report)
     else:
         folder = Path(name).expanduser()
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Which floating-point format a device computes fast in, and computing in it."""
+"""Devices by name, which floating-point format each computes fast in, and computing in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ import torch
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
+    count = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise ValueError(f"device {name}: torch sees {count} GPU(s); use auto, cpu, cuda or cuda:N")
+    return device
 
 
 def fast_precision(device: torch.device) -> Precision:

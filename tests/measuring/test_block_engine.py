@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 from puzzlebench.measuring.block_engine import BlockEngine  # noqa: E402
 from puzzlebench.measuring.engines import open_engine  # noqa: E402
-from puzzlebench.measuring.ops import NORM_EPSILON, TorchOps  # noqa: E402
+from puzzlebench.measuring.ops import CACHE_ROOM, NORM_EPSILON, TorchOps  # noqa: E402
 from puzzlebench.model import memory  # noqa: E402
 from puzzlebench.model.blocks import (  # noqa: E402
     GQA,
@@ -253,7 +253,7 @@ SUBS = ["gqa_2", "gqa_1_w4", "linear"]
 )
 @pytest.mark.parametrize(("phase", "batch", "length"), [("decode", 3, 10), ("prefill", 2, 6)])
 @pytest.mark.parametrize("copies", [1, 4])
-def test_what_is_held_is_what_the_memory_model_counts(
+def test_what_is_held_is_what_the_memory_model_counts_and_room_for_more(
     make_engine, make_spec, work, part, name, phase, batch, length, copies
 ):
     spec = make_spec()
@@ -262,16 +262,20 @@ def test_what_is_held_is_what_the_memory_model_counts(
     weights = memory.sub_block_weight_bytes(spec, sub, weight_dtype="fp32")
     cached = min(length, 4) if name == "gqa_1_w4" else length
     per_token = memory.sub_block_kv_bytes_per_token(spec, sub, kv_dtype="fp32")
-    assert prepared.static_bytes == copies * (weights + batch * cached * per_token)
+    assert prepared.static_bytes == copies * (weights + batch * (cached + CACHE_ROOM) * per_token)
     assert prepared.copies == copies
 
 
-def test_a_model_holds_what_the_memory_model_counts(make_engine, make_spec, work):
+def test_a_model_holds_what_the_memory_model_counts_and_room_for_more(make_engine, make_spec, work):
     spec = make_spec(sliding_windows=(None, 4), qkv_bias=True)
     parent = parent_architecture(spec)
     prepared = make_engine(spec, parent=parent).prepare(work("model", "parent", "decode", 3, 10), copies=9)
     cache = memory.kv_cache_bytes(spec, parent, batch_size=3, context_len=10, kv_dtype="fp32", tokens_per_block=1)
-    assert prepared.static_bytes == memory.model_weight_bytes(spec, parent, weight_dtype="fp32") + cache
+    room = sum(
+        3 * CACHE_ROOM * memory.sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype="fp32")
+        for block in parent.blocks
+    )
+    assert prepared.static_bytes == memory.model_weight_bytes(spec, parent, weight_dtype="fp32") + cache + room
     assert prepared.copies == 1
 
 

@@ -7,7 +7,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from puzzlebench.measuring.ops import NORM_EPSILON, AttentionStep, TorchOps, _rotate, rotation  # noqa: E402
+from puzzlebench.measuring.ops import (  # noqa: E402
+    CACHE_ROOM,
+    NORM_EPSILON,
+    AttentionStep,
+    TorchOps,
+    _rotate,
+    rotation,
+    rotation_of,
+)
 from puzzlebench.measuring.sub_blocks import Stream, run_embedding, run_head, run_sub_block  # noqa: E402
 from puzzlebench.measuring.weights import (  # noqa: E402
     Dense,
@@ -269,3 +277,23 @@ def test_activations_keep_their_size_and_no_weight_is_zero(make_spec, make_weigh
     attention = (new_cache(step), step) if isinstance(sub, GQA) else None
     stream = run_sub_block(OPS, spec, sub, weights, Stream(delta=torch.randn(16, 32), residual=None), attention)
     assert 0.5 < stream.delta.std() < 2
+
+
+def test_a_cache_has_room_between_the_heads_that_attention_does_not_see():
+    step = make_step("decode", 2, 5, kv_heads=2, window=None)
+    storage = torch.zeros(OPS.cache_bytes(step), dtype=torch.uint8)
+    cache = OPS.new_cache(step, storage)
+    storage.view(torch.float32).fill_(math.nan)
+    cache.keys.zero_()
+    cache.values.zero_()
+    assert OPS.attend(torch.randn(2, (4 + 2 * 2) * 8), cache, step).isfinite().all()
+    assert cache.keys.stride(1) == (5 + CACHE_ROOM) * 8
+
+
+def test_rotation_of_scaled_frequencies_and_a_norm_epsilon_of_ones_own():
+    frequencies = torch.tensor([1.0, 0.25])
+    cosine, sine = rotation_of(frequencies, 3, attention_scale=2.0)
+    torch.testing.assert_close(cosine[2], 2 * torch.tensor([2.0, 0.5]).cos())
+    torch.testing.assert_close(sine[1], 2 * frequencies.sin())
+    x = torch.full((1, 4), 0.5)
+    torch.testing.assert_close(TorchOps(torch.float32, 0.75).norm(x, torch.ones(4)), x / math.sqrt(0.25 + 0.75))

@@ -1,0 +1,471 @@
+"""The stages of a run in their order: what each reads, writes and is decided by. Knows no driver.
+
+A stage either writes its output whole or not at all, or goes on in its folder where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from puzzlebench.digest import short_digest
+from puzzlebench.files import make_folder, write_text
+from puzzlebench.model.blocks import architecture_from_json
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
+from puzzlebench.parent.open import ParentFiles, find_parent
+from puzzlebench.pipeline.recipe import RunRecipe
+from puzzlebench.pipeline.run_folder import RunFolder, file_digest
+from puzzlebench.pipeline.search_stage import run_search
+from puzzlebench.searching.quantities import parse_bytes
+from puzzlebench.training.precision import Precision, fast_precision, open_device
+
+Report: TypeAlias = Callable[[float, str], None]
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """A run under way: the recipe, where it goes, and what several stages need.
+
+    Attributes:
+        parent: the parent's files; there once its stage is done.
+    """
+
+    recipe: RunRecipe
+    folder: RunFolder
+    device: torch.device
+    precision: Precision
+    parent: ParentFiles | None = None
+
+    @property
+    def files(self) -> ParentFiles:
+        """The parent's files."""
+        assert self.parent is not None, "the parent's stage comes first"
+        return self.parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        needs: stages whose outputs it reads.
+        outputs: files and folders in the run's folder.
+        seconds: about what it takes in the default recipe on two cores; for shares of progress only.
+        settings: the part of the recipe that decides its output.
+        run: does it.
+        output: fingerprint of the output; None where it is not there.
+        resumes: it goes on in its folder, whatever is there; the outputs of others are removed when they are stale.
+        left_out: why this recipe has no such stage; None where it has.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    seconds: float
+    settings: Callable[[Run], Any]
+    run: Callable[[Run, Report], None]
+    output: Callable[[RunFolder], str | None]
+    resumes: bool = False
+    left_out: Callable[[RunRecipe], str | None] = field(default=lambda _recipe: None)
+
+
+def start_run(recipe: RunRecipe, path: Path) -> Run:
+    """A run in a folder; nothing is done yet.
+
+    Raises:
+        ValueError: the device is not here.
+    """
+    device = open_device(recipe.device)
+    precision = fast_precision(device) if recipe.precision == "auto" else recipe.precision
+    return Run(recipe=recipe, folder=RunFolder(path=path), device=device, precision=precision)
+
+
+def _parent(run: Run, report: Report) -> None:
+    files = find_parent(run.recipe.parent, report=report)
+    run.parent = files
+    facts = {"name": files.name, "folder": str(files.folder), "fingerprint": files.fingerprint}
+    write_text(run.folder.parent, json.dumps(facts, indent=1) + "\n")
+
+
+def _parent_output(folder: RunFolder) -> str | None:
+    try:
+        stated = json.loads(folder.parent.read_text())
+        return checkpoint_fingerprint(Path(stated["folder"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _profile(run: Run, report: Report) -> None:
+    from puzzlebench.model.space import default_space
+    from puzzlebench.profiling.cost_table import open_cost_table, write_cost_table
+    from puzzlebench.profiling.profile import Grid, build_cost_table
+    from puzzlebench.profiling.sources import open_kernels
+    from puzzlebench.scenario import Precision as Formats
+
+    settings, served, files = run.recipe.profile, run.recipe.scenario, run.files
+    if settings.costs is not None:
+        write_cost_table(open_cost_table(str(settings.costs)), run.folder.costs)
+        return
+    space = default_space(
+        files.spec,
+        files.architecture,
+        kv_heads=run.recipe.library.kv_heads,
+        ffn_multiple=run.recipe.library.ffn_multiple,
+    )
+    last = served.prefill_len + served.decode_len
+    middle = served.prefill_len + served.decode_len // 2
+    grid = Grid(
+        batch_sizes=(served.batch_size,),
+        prefill_lens=(served.prefill_len,),
+        context_lens=tuple(sorted({served.prefill_len, middle, last})),
+    )
+    on_cpu = settings.is_here and (settings.gpu == "cpu" or not torch.cuda.is_available())
+    weights = settings.weight_dtype or ("fp32" if on_cpu else "bf16")
+    formats = Formats(
+        weight_dtype=weights, kv_dtype=settings.kv_dtype or weights, tensor_parallel=settings.tensor_parallel
+    )
+    if not settings.is_here:
+        gpu, kernels = open_kernels(settings.gpu, settings.engine or "trtllm", None)
+        write_cost_table(build_cost_table(kernels, gpu, files.spec, space, formats, grid), run.folder.costs)
+        return
+    from puzzlebench.measuring.device import local_device
+    from puzzlebench.measuring.live import profile_live
+    from puzzlebench.measuring.plan import Effort
+
+    profile = profile_live(
+        files.spec,
+        files.architecture,
+        space,
+        formats,
+        grid,
+        local_device(settings.gpu),
+        settings.engine or "torch",
+        Effort(sessions=settings.sessions, seconds=settings.seconds),
+        run.folder.path / "costs.run",
+        report,
+    )
+    write_cost_table(profile.table, run.folder.costs)
+
+
+def _library(run: Run, report: Report) -> None:
+    from puzzlebench.launching.launchers import Local, run_library
+    from puzzlebench.library.job import LibraryJob, job_recipe, load_tokens
+    from puzzlebench.model.space import default_space
+
+    settings, files = run.recipe.library, run.files
+    space = default_space(
+        files.spec, files.architecture, kv_heads=settings.kv_heads, ffn_multiple=settings.ffn_multiple
+    )
+    job = LibraryJob(
+        parent=run.recipe.parent,
+        space=space,
+        out=run.folder.library,
+        data=run.recipe.data,
+        sequences=settings.sequences,
+        length=settings.length,
+        mode=settings.mode,
+        init=settings.init,
+        training=settings.training,
+        device=str(run.device),
+        precision=run.precision,
+        memory_limit=parse_bytes(run.recipe.memory_limit),
+    )
+    run_library(job, Local(), report)
+    tokens = load_tokens(files, job.data, "train", sequences=job.sequences, length=job.length)
+    recipe = job_recipe(job, tokens, files.spec.hidden_size)
+    write_text(run.folder.library / "run_recipe.json", json.dumps({"recipe": recipe.id}) + "\n")
+
+
+def _recipe_id(folder: RunFolder) -> str:
+    return str(json.loads((folder.library / "run_recipe.json").read_text())["recipe"])
+
+
+def _library_output(folder: RunFolder) -> str | None:
+    from puzzlebench.library.store import open_library
+
+    try:
+        recipe = _recipe_id(folder)
+        library = open_library(folder.library)
+        library.require_complete(recipe)
+    except (OSError, ValueError, KeyError):
+        return None
+    return short_digest([recipe, library.parent.fingerprint, sorted(map(list, library.wanted(recipe)))])
+
+
+def _score(run: Run, report: Report) -> None:
+    from puzzlebench.scoring.job import ScoreJob, run_score_job
+
+    settings = run.recipe.score
+    make_folder(run.folder.scores)
+    job = ScoreJob(
+        parent=run.recipe.parent,
+        library=run.folder.library,
+        out=run.folder.scores,
+        recipe=_recipe_id(run.folder),
+        data=run.recipe.validation_data,
+        sequences=settings.sequences,
+        length=settings.length,
+        batch_size=settings.batch_size,
+        device=str(run.device),
+        precision=run.precision,
+        memory_limit=parse_bytes(run.recipe.memory_limit),
+    )
+    run_score_job(job, progress=report)
+
+
+def _search(run: Run, report: Report) -> None:
+    run_search(run.recipe, run.folder, report)
+
+
+def _realise(run: Run, report: Report) -> None:
+    from puzzlebench.library.realise import realise
+
+    report(0.0, "realise")
+    if run.folder.child.exists():  # written by a run that was killed before it could say so
+        return
+    architecture = architecture_from_json(json.loads(run.folder.architecture.read_text()))
+    realise(run.files, run.folder.library, architecture, run.folder.child, recipe=_recipe_id(run.folder))
+
+
+def _distil(run: Run, report: Report) -> None:
+    from puzzlebench.distillation.job import DistilJob, run_distil_job
+
+    if run.folder.distilled.exists():  # as above
+        return
+    job = DistilJob(
+        parent=run.recipe.parent,
+        child=run.folder.child,
+        out=run.folder.distilled,
+        data=run.recipe.data,
+        recipe=run.recipe.distil,
+        device=str(run.device),
+        precision=run.precision,
+        checkpointing=run.recipe.checkpointing,
+        micro_batch=run.recipe.micro_batch,
+        work_dir=run.folder.path / "distilled.work",
+    )
+    run_distil_job(job, progress=report)
+
+
+def _evaluate(run: Run, report: Report) -> None:
+    from puzzlebench.evaluation.job import EvalJob, run_eval_job
+
+    settings = run.recipe.evaluate
+    names = ("realised", "distilled") if settings.before else ("distilled",)
+    children = {"realised": run.folder.child, "distilled": run.folder.distilled}
+    parent = run.recipe.parent
+    for place, name in enumerate(names):
+        out = run.folder.evaluation / name
+        make_folder(out)
+        job = EvalJob(
+            parent=parent,
+            child=str(children[name]),
+            out=out,
+            tasks=settings.tasks,
+            include_path=settings.include_path,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            device=str(run.device),
+            precision=run.precision,
+        )
+
+        def part(done: float, stage: str, place: int = place) -> None:
+            report((place + done) / len(names), stage)
+
+        run_eval_job(job, progress=part)
+        parent = str(out / "parent")  # its results serve the next child
+
+
+def _speed(run: Run, report: Report) -> None:
+    from puzzlebench.speed.job import SpeedJob, measure_speed
+
+    settings, served = run.recipe.speed, run.recipe.scenario
+    device = run.recipe.profile.gpu
+    if device == "local":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    job = SpeedJob(
+        models=(("parent", run.files.folder), ("child", run.folder.distilled)),
+        batch_size=served.batch_size,
+        prefill_len=served.prefill_len,
+        decode_len=served.decode_len,
+        engine=settings.engine,
+        device=device,
+        precision="fp32" if device == "cpu" else "bf16",
+        sessions=settings.sessions,
+        seconds=settings.seconds,
+        costs=run.folder.costs,
+        folder=run.folder.speed,
+    )
+    make_folder(run.folder.speed)
+    measure_speed(job, progress=report)
+
+
+def _report(run: Run, report: Report) -> None:
+    from puzzlebench.reporting.write import write_report
+
+    report(0.0, "report")
+    write_report(run.folder.path, run.folder.report)
+
+
+def _not_here(recipe: RunRecipe) -> str | None:
+    if recipe.profile.costs is None and recipe.profile.is_here:
+        return None
+    return "the costs are of another device than the one in hand; `puzzlebench speed` measures the child there"
+
+
+def _contents(*names: str) -> Callable[[RunFolder], str | None]:
+    return lambda folder: file_digest(*(folder.path / name for name in names))
+
+
+def _checkpoint(name: str) -> Callable[[RunFolder], str | None]:
+    def fingerprint(folder: RunFolder) -> str | None:
+        try:
+            return checkpoint_fingerprint(folder.path / name)
+        except ValueError:
+            return None
+
+    return fingerprint
+
+
+def _retention_output(folder: RunFolder) -> str | None:
+    found = [folder.evaluation / name / "retention.json" for name in ("realised", "distilled")]
+    return file_digest(*(file for file in found if file.exists())) if found[-1].exists() else None
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(asdict(value), default=str))
+
+
+def _search_settings(run: Run) -> Any:
+    return [_plain(run.recipe.search), _plain(run.recipe.scenario), run.recipe.score.metric]
+
+
+def _data(run: Run) -> list[str | None]:
+    """Text by its path, sizes and times: reading all of it to see whether it has changed could take hours."""
+    found: list[str | None] = []
+    for path in (run.recipe.data, run.recipe.validation_data):
+        if path is None:
+            found.append(None)
+            continue
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        found.append(short_digest([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]))
+    return found
+
+
+STAGES: Final[tuple[Stage, ...]] = (
+    Stage(
+        name="parent",
+        needs=(),
+        outputs=("parent.json",),
+        seconds=290,
+        settings=lambda run: run.recipe.parent,
+        run=_parent,
+        output=_parent_output,
+    ),
+    Stage(
+        name="profile",
+        needs=("parent",),
+        outputs=("costs.parquet", "costs.run"),
+        seconds=80,
+        settings=lambda run: [
+            _plain(run.recipe.profile),
+            _plain(run.recipe.scenario),
+            run.recipe.library.kv_heads,
+            run.recipe.library.ffn_multiple,
+            file_digest(run.recipe.profile.costs) if run.recipe.profile.costs else None,
+        ],
+        run=_profile,
+        output=_contents("costs.parquet"),
+    ),
+    Stage(
+        name="library",
+        needs=("parent",),
+        outputs=("library",),
+        seconds=190,
+        settings=lambda run: [_plain(run.recipe.library), run.precision, _data(run)[0]],
+        run=_library,
+        output=_library_output,
+        resumes=True,
+    ),
+    Stage(
+        name="score",
+        needs=("parent", "library"),
+        outputs=("scores",),
+        seconds=50,
+        settings=lambda run: [
+            _plain(replace(run.recipe.score, metric="kl")),  # all metrics are taken at once
+            run.precision,
+            _data(run)[1],
+        ],
+        run=_score,
+        output=_contents("scores/kl.parquet", "scores/lm_loss.parquet", "scores/top1_agreement.parquet"),
+        resumes=True,
+    ),
+    Stage(
+        name="search",
+        needs=("profile", "score"),
+        outputs=("search",),
+        seconds=5,
+        settings=_search_settings,
+        run=_search,
+        output=_contents("search/architecture.json"),
+    ),
+    Stage(
+        name="realise",
+        needs=("parent", "library", "search"),
+        outputs=("child",),
+        seconds=3,
+        settings=lambda _run: None,
+        run=_realise,
+        output=_checkpoint("child"),
+    ),
+    Stage(
+        name="distil",
+        needs=("parent", "realise"),
+        outputs=("distilled", "distilled.work"),
+        seconds=280,
+        settings=lambda run: [_plain(run.recipe.distil), run.precision, _data(run)[0]],
+        run=_distil,
+        output=_checkpoint("distilled"),
+    ),
+    Stage(
+        name="evaluate",
+        needs=("parent", "realise", "distil"),
+        outputs=("evaluation",),
+        seconds=120,
+        settings=lambda run: [_plain(run.recipe.evaluate), run.precision],
+        run=_evaluate,
+        output=_retention_output,
+        resumes=True,
+    ),
+    Stage(
+        name="speed",
+        needs=("parent", "profile", "distil"),
+        outputs=("speed",),
+        seconds=70,
+        settings=lambda run: [_plain(run.recipe.speed), _plain(run.recipe.scenario), run.recipe.profile.gpu],
+        run=_speed,
+        output=_contents("speed/speed.json"),
+        left_out=_not_here,
+    ),
+    Stage(
+        name="report",
+        needs=("parent", "profile", "library", "score", "search", "realise", "distil", "evaluate", "speed"),
+        outputs=("report",),
+        seconds=5,
+        settings=lambda run: _plain(run.recipe),  # it is printed in it
+        run=_report,
+        output=_contents("report/report.html"),
+    ),
+)
+"""In the order they run in; a stage needs earlier ones only."""
+
+
+def stage_names(stages: Sequence[Stage] = STAGES) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(stage.name for stage in stages)

@@ -1,0 +1,168 @@
+"""One fresh process of a measurement: `python -m puzzlebench.speed.session RUN_DIR SESSION`.
+
+Loads every model, then lets them generate by turns, in rounds of a new random order each. The first session also checks
+the tokens against transformers' own. Progress goes to stdout as JSON lines. What is on disk is not measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from puzzlebench.child.checkpoints import load_causal_lm
+from puzzlebench.measuring.device import local_device
+from puzzlebench.measuring.run_directory import RunDirectory
+from puzzlebench.measuring.sensors import Sensor, open_sensor
+from puzzlebench.measuring.session import OthersShare, reading_columns
+from puzzlebench.model.catalog import load_model
+from puzzlebench.speed.job import prompts_of, read_job
+from puzzlebench.speed.results import MODEL_PART, PHASES
+from puzzlebench.speed.runners import Runner, Timed, greedy_tokens, open_runner
+from puzzlebench.training.precision import DTYPES
+
+_LEAST_ROUNDS: Final = 3
+_SHORT_PREFILL_MS: Final = 20.0
+"""A shorter prefill is run once, unkept, before it is timed: other models have driven this one out of the caches and of
+the processor's branch history, which costs a run of 3 to 6 ms about 4 %."""
+_LOADING: Final = 0.2  # of a session's share of the progress
+
+
+def run_session(run: RunDirectory, session: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Measure one session to its end.
+
+    Args:
+        tell: called with what to tell the user: `stage`, `done` and `total`.
+
+    Raises:
+        ValueError: the device is not to be had, or a model cannot be loaded or run.
+    """
+    job = read_job(run.path)
+    device = local_device(job["device"])
+    on = torch.device(device.torch_name)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    prompts = prompts_of(run.path, on)
+    sensor, _ = open_sensor(device.kind, device.index)
+    with contextlib.closing(sensor), torch.inference_mode():
+        runners = {}
+        for place, model in enumerate(job["models"]):
+            tell({"stage": "loading", "done": _LOADING * place / len(job["models"]), "total": 1})
+            runners[model["label"]] = _load(run, session, job, model, prompts)
+        others = OthersShare()
+        _time_rounds(run, session, job, runners, sensor, tell, on_gpu=on.type == "cuda")
+        share = others.share()
+    run.append_event(session, {"event": "finished", "others_share": share})
+
+
+def _load(run: RunDirectory, session: int, job: dict[str, Any], facts: dict[str, Any], prompts: torch.Tensor) -> Runner:
+    """A warm runner; in the first session its tokens are compared."""
+    folder, label, decode_len = Path(facts["folder"]), facts["label"], job["scenario"]["decode_len"]
+    spec, architecture = load_model(str(folder))
+    model = load_causal_lm(folder, dtype=DTYPES[job["precision"]], device=prompts.device)
+    known = {event["model"] for event in run.events(session) if event["event"] == "tokens"}
+    compare = session == 0 and label not in known
+    expected = greedy_tokens(model, prompts, decode_len).cpu() if compare else None
+    runner = open_runner(job["engine"], model, spec, architecture, prompts, decode_len)
+    tokens = runner.generate().tokens  # which warms it up, too
+    if expected is not None:
+        agree = float((tokens == expected).float().mean())
+        run.append_event(session, {"event": "tokens", "model": label, "agree": agree})
+    return runner
+
+
+def _time_rounds(
+    run: RunDirectory,
+    session: int,
+    job: dict[str, Any],
+    runners: dict[str, Runner],
+    sensor: Sensor,
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    on_gpu: bool,
+) -> None:
+    seconds = job["seconds"] / job["sessions"]
+    frame = run.samples(session)
+    spent, number = (0.0, 0) if frame.empty else (float(frame["seconds"].max()), run.rounds(session))
+    is_short = {label: runner.generate().prefill_ms < _SHORT_PREFILL_MS for label, runner in runners.items()}
+    gc.collect()
+    gc.disable()  # a collection inside a sample would be timed
+    started = time.perf_counter()
+    try:
+        while spent + time.perf_counter() - started < seconds or number < _LEAST_ROUNDS:
+            order = sorted(runners)
+            random.Random(f"{session}.{number}").shuffle(order)  # noqa: S311 (an order, not a secret)
+            rows: list[dict[str, Any]] = []
+            reading = sensor.read()
+            for label in order:
+                if is_short[label]:
+                    runners[label].prefill()
+                timed = runners[label].generate()
+                if on_gpu:
+                    reading = sensor.read()
+                now = spent + time.perf_counter() - started
+                rows += _rows(job, label, timed, session, number, now, reading_columns(reading))
+            run.write_samples(session, number, rows)
+            number += 1
+            done = min((spent + time.perf_counter() - started) / seconds, 1.0)
+            tell({"stage": "timing", "done": _LOADING + (1 - _LOADING) * done, "total": 1})
+    finally:
+        gc.enable()
+
+
+def _rows(
+    job: dict[str, Any],
+    label: str,
+    timed: Timed,
+    session: int,
+    number: int,
+    seconds: float,
+    sensors: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One row per phase, in the columns of a measurement of blocks; decode is of all its steps."""
+    taken = dict(zip(PHASES, (timed.prefill_ms, timed.decode_ms, timed.generate_ms), strict=True))
+    return [
+        {
+            "part": MODEL_PART,
+            "sub_block": label,
+            "phase": phase,
+            "batch_size": job["scenario"]["batch_size"],
+            "context_len": job["scenario"]["prefill_len"],
+            "session": session,
+            "round": number,
+            "cache": "cold",
+            "latency_us": 1e3 * milliseconds,
+            "seconds": seconds,
+            **sensors,
+        }
+        for phase, milliseconds in taken.items()
+    ]
+
+
+def main() -> int:
+    """Run the session that the command line names."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    run = RunDirectory(Path(sys.argv[1]))
+    try:
+        run_session(run, int(sys.argv[2]), lambda message: print(json.dumps(message), flush=True))
+    except ValueError as error:
+        print(json.dumps({"error": " ".join(str(error).split())}), flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
