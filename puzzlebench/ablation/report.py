@@ -124,7 +124,7 @@ def _words(reference: str, values: Mapping[str, Any]) -> str:
     sure = (
         ""
         if seeds < 2
-        else (" and the interval excludes none" if values["decided"] else ", but the interval includes none")
+        else (" and the interval excludes zero" if values["decided"] else ", but the interval includes zero")
     )
     match values["outcome"]:
         case "missing":
@@ -153,8 +153,8 @@ def _paper(variant: Mapping[str, Any], differences: Mapping[str, Mapping[str, An
         return ". **This does not show what the paper found** (that it is worse)."
     parts = [f"as in the paper in {_list(agree)}"] if agree else []
     parts += [f"the opposite of the paper in {_list(against)}"] if against else []
-    unclear = len(differences) - len(agree) - len(against)
-    parts += [f"not clear in {unclear} measure(s)"] if unclear else []
+    unclear = [title for title in (_TITLES[measure] for measure in differences) if title not in (*agree, *against)]
+    parts += [f"not clear in {_list(unclear)}"] if unclear else []
     return (
         f". **Only partly as in the paper**: {'; '.join(parts)}."
         if agree

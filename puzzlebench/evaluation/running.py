@@ -156,7 +156,7 @@ def _run_task(
         raise ValueError(
             f"{unsafe[0]} runs code that the model wrote; run it with lm-eval in a sandbox, give the results"
         )
-    with without_bars(report):
+    with without_bars(report), _without_git():
         found = simple_evaluate(
             opened,
             model_args={"pretrained": model.name},  # not used but for the record
@@ -182,6 +182,17 @@ def _run_task(
     written = {file.name.partition("_")[0] for file in folder.rglob("*.json*")}
     if written != {"results", "samples"}:  # the tracker logs what it cannot write, and goes on
         raise ValueError(f"cannot write to {folder}: lm-eval could not save the results of {task}")
+
+
+def _without_git() -> contextlib.AbstractContextManager[Any]:
+    """Let the harness not ask git for the commit of the working directory: it says nothing of the results, and git
+    complains on standard error where there is no repository.
+    """
+    from unittest import mock
+
+    from lm_eval import evaluator
+
+    return mock.patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)
 
 
 def _free_memory() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from puzzlebench.child.blockwise import Blockwise, open_blockwise
+from puzzlebench.parent.layer_weights import LayerWeights
 from puzzlebench.parent.open import ParentFiles, empty_parent
 
 
@@ -31,7 +31,7 @@ def load_sharded(files: ParentFiles, device: torch.device, dtype: torch.dtype, m
     """
     model = empty_parent(files, dtype)
     model.lm_head = nn.Identity()
-    weights = _Checkpoint(files.folder)
+    weights = LayerWeights(files.folder)
     for name, child in model.model.named_children():
         if child is model.model.layers:
             for layer_idx, layer in enumerate(child):
@@ -84,31 +84,3 @@ def _reshard(module: Any, _args: Any, _output: Any) -> None:
 def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
     module.requires_grad_(requires_grad=False)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
-
-
-class _Checkpoint:
-    """The weights in a folder of safetensors files, read when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                file: Any = safe_open(path, framework="pt")
-                self._files.update(dict.fromkeys(list(file.keys()), file))
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} is not a safetensors file that can be read: {error}") from None
-
-    def load(self, module: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Give a module without memory its weights, on the device."""
-        names = [name for name, _ in module.named_parameters()]
-        if missing := [prefix + name for name in names if prefix + name not in self._files]:
-            raise ValueError(f"{self._folder} is broken: {len(missing)} weights are missing, the first is {missing[0]}")
-        # A copy even where nothing changes: a view would keep pages of the mapped file.
-        state = {
-            name: self._files[prefix + name].get_tensor(prefix + name).to(device, dtype, copy=True) for name in names
-        }
-        module.load_state_dict(state, assign=True)
-        module.to(device)  # what it has of buffers

@@ -319,11 +319,11 @@ def _recover() -> None:
         torch.cuda.empty_cache()
 
 
-def main() -> int:
-    """Run the session that the command line names."""
+def main(session: Callable[[RunDirectory, int, Callable[[dict[str, Any]], None]], None] = run_session) -> int:
+    """Run the session that the command line names; returns the exit code."""
     run = RunDirectory(Path(sys.argv[1]))
     try:
-        run_session(run, int(sys.argv[2]), lambda progress: print(json.dumps(progress), flush=True))
+        session(run, int(sys.argv[2]), lambda progress: print(json.dumps(progress), flush=True))
     except ValueError as error:
         print(json.dumps({"error": " ".join(str(error).split())}), flush=True)
         return 2

@@ -313,7 +313,15 @@ def _report(run: Run, report: Report) -> None:
 
 
 def _not_here(recipe: RunRecipe) -> str | None:
-    if recipe.profile.costs is None and recipe.profile.is_here:
+    from puzzlebench.measuring.device import local_device
+    from puzzlebench.profiling.cost_table import open_cost_table
+
+    costs = recipe.profile.costs
+    here = recipe.profile.is_here
+    if costs is not None:
+        gpu = str(open_cost_table(str(costs)).frame["gpu"].iloc[0])
+        here = here and gpu == local_device(recipe.profile.gpu).name
+    if here:
         return None
     return "the costs are of another device than the one in hand; `puzzlebench speed` measures the child there"
 

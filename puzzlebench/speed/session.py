@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import random
 import sys
 import time
@@ -22,7 +21,7 @@ from puzzlebench.child.checkpoints import load_causal_lm
 from puzzlebench.measuring.device import local_device
 from puzzlebench.measuring.run_directory import RunDirectory
 from puzzlebench.measuring.sensors import Sensor, open_sensor
-from puzzlebench.measuring.session import OthersShare, reading_columns
+from puzzlebench.measuring.session import OthersShare, main, reading_columns
 from puzzlebench.model.catalog import load_model
 from puzzlebench.speed.job import prompts_of, read_job
 from puzzlebench.speed.results import MODEL_PART, PHASES
@@ -147,22 +146,9 @@ def _rows(
     ]
 
 
-def main() -> int:
-    """Run the session that the command line names."""
+if __name__ == "__main__":
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = RunDirectory(Path(sys.argv[1]))
-    try:
-        run_session(run, int(sys.argv[2]), lambda message: print(json.dumps(message), flush=True))
-    except ValueError as error:
-        print(json.dumps({"error": " ".join(str(error).split())}), flush=True)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run_session))

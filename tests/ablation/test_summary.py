@@ -91,7 +91,7 @@ def test_worse_in_every_seed_but_not_surely():
     assert (found["outcome"], found["decided"]) == ("worse", False)
     (line,) = (line for line in verdicts(experiment, "before") if line.startswith("`greedy`"))
     assert "In the direction of the paper." in line
-    assert "the interval includes none" in line
+    assert "the interval includes zero" in line
 
 
 def test_one_seed_decides_nothing():
