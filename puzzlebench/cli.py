@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ != "OutOfMemoryError" or os.environ.get("PUZZLEBENCH_DEBUG"):
             raise
         print(
-            "puzzlebench: error: the GPU has too little memory; lower --memory-limit, --batch-size or --length",
+            "puzzlebench: error: the GPU has too little memory; lower --memory-limit, --batch-size or --length (of "
+            "`run`: memory_limit, score.batch_size, evaluate.batch_size, or micro_batch=1 and checkpointing=true)",
             file=sys.stderr,
         )
         return 2

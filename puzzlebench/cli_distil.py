@@ -103,13 +103,21 @@ def _leave() -> None:
 
 
 def _summary(facts: dict[str, Any]) -> str:
-    before, after = facts["held_out"][0], facts["held_out"][-1]
+    lengths = dict.fromkeys(line["length"] for line in facts["held_out"])
+    found = "; ".join(_held_out(facts["held_out"], length) for length in lengths)
+    return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps, {facts['seconds']:.0f} s; on held-out rows {found}"
+
+
+def _held_out(lines: list[dict[str, Any]], length: int) -> str:
+    """What became of the losses on rows of one length: those of different lengths do not compare."""
+    own = [line for line in lines if line["length"] == length]
+    first, last = own[0], own[-1]
     terms = ", ".join(
-        f"{name} {before[name]:.4f} to {after[name]:.4f}"
+        f"{name} {last[name]:.4f}" if len(own) == 1 else f"{name} {first[name]:.4f} to {last[name]:.4f}"
         for name in ("loss", "cosine", "forward_kl", "lm")
-        if name in before and name in after
+        if name in first
     )
-    return f"{facts['tokens']:,} tokens in {facts['steps']:,} steps, {facts['seconds']:.0f} s; on held-out rows {terms}"
+    return f"of {length} tokens {terms}"
 
 
 def _job(arguments: argparse.Namespace) -> DistilJob:

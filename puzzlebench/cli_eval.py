@@ -44,7 +44,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("how models are run")
     run.add_argument("--batch-size", default="16", metavar="N", help="requests at a time, or auto (%(default)s)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: a GPU if there is one")
-    run.add_argument("--precision", choices=("fp32", "bf16"), help="default: what the device computes fast")
+    run.add_argument("--precision", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
     run.add_argument("--model-backend", metavar="NAME", help="a model type of lm-eval such as vllm, for both sides")
     run.add_argument(
         "--model-args",
@@ -73,7 +73,7 @@ def eval_command(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> EvalJob:
     from puzzlebench.evaluation.job import EvalJob
     from puzzlebench.evaluation.stored import is_stored
-    from puzzlebench.training.precision import fast_precision, open_device
+    from puzzlebench.training.precision import judging_precision, open_device
 
     if arguments.model_backend is not None and (arguments.precision is not None or arguments.device != "auto"):
         option = "--precision" if arguments.precision is not None else "--device"
@@ -95,7 +95,7 @@ def _job(arguments: argparse.Namespace) -> EvalJob:
         num_fewshot=arguments.num_fewshot,
         batch_size=arguments.batch_size,
         device=str(device),
-        precision=arguments.precision or fast_precision(device),
+        precision=arguments.precision or judging_precision(device),
         seed=arguments.seed,
         apply_chat_template=arguments.apply_chat_template,
         backend=arguments.model_backend,

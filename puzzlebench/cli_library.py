@@ -91,7 +91,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--lm-eval-metric", metavar="NAME", help="default: the task's first")
     task.add_argument("--include-path", type=Path, metavar="DIR", help="task files of one's own")
     task.add_argument("--limit", type=int, help="documents; default: all")
-    _add_machine(parser)
+    _add_machine(parser, precision="fp32 on a CPU, bf16 on a GPU")
 
 
 def add_realise(parser: argparse.ArgumentParser) -> None:
@@ -103,10 +103,10 @@ def add_realise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="where the library has several: the beginning of one's id")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(parser: argparse.ArgumentParser, *, precision: str = "what the device computes fast") -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: a GPU if there is one")
-    machine.add_argument("--precision", choices=("fp32", "bf16"), help="default: what the device computes fast")
+    machine.add_argument("--precision", choices=("fp32", "bf16"), help=f"default: {precision}")
     machine.add_argument(
         "--activations",
         default="auto",
@@ -202,7 +202,7 @@ def score_command(arguments: argparse.Namespace) -> None:
         length=arguments.length,
         batch_size=_positive("--batch-size", arguments.batch_size),
         task=task,
-        **_machine(arguments),
+        **_machine(arguments, judging=True),
     )
     with progress() as report:
         paths = run_score_job(job, progress=report)
@@ -326,8 +326,8 @@ def _read_architecture(path: Path) -> Any:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    from puzzlebench.training.precision import fast_precision, open_device
+def _machine(arguments: argparse.Namespace, *, judging: bool = False) -> dict[str, Any]:
+    from puzzlebench.training.precision import fast_precision, judging_precision, open_device
 
     name: str = arguments.device
     if getattr(arguments, "launcher", "local") in ("ray", "slurm"):  # the tasks' machines, not this one
@@ -336,7 +336,8 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         precision = arguments.precision or ("bf16" if name == "cuda" else "fp32")
         return _settings(arguments, name, precision)
     device = open_device(name)
-    return _settings(arguments, str(device), arguments.precision or fast_precision(device))
+    usual = judging_precision if judging else fast_precision
+    return _settings(arguments, str(device), arguments.precision or usual(device))
 
 
 def _settings(arguments: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:

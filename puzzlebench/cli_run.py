@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     except InfeasibleError as error:
         print(f"puzzlebench: {error}", file=sys.stderr)
         return INFEASIBLE
-    facts = summary(arguments.out)
+    facts = summary(arguments.out, [name for name, record in records.items() if record.output is not None])
     if arguments.json:
         print_json(facts | {"stages": [asdict(record) for record in records.values()]})
         return 0
@@ -72,18 +73,17 @@ def run_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def summary(folder: Path) -> dict[str, Any]:
-    """The headline figures of a run, of what is there."""
+def summary(folder: Path, done: Collection[str]) -> dict[str, Any]:
+    """The headline figures of a run, of the stages that are done."""
     found: dict[str, Any] = {"path": str(folder)}
-    for name, file in (
-        ("solution", folder / "distilled" / "puzzle_solution.json"),
-        ("speed", folder / "speed" / "speed.json"),
-        ("before", folder / "evaluation" / "realised" / "retention.json"),
-        ("after", folder / "evaluation" / "distilled" / "retention.json"),
+    for name, stage, file in (
+        ("solution", "distil", folder / "distilled" / "puzzle_solution.json"),
+        ("speed", "speed", folder / "speed" / "speed.json"),
+        ("before", "evaluate", folder / "evaluation" / "realised" / "retention.json"),
+        ("after", "evaluate", folder / "evaluation" / "distilled" / "retention.json"),
     ):
-        found[name] = json.loads(file.read_text()) if file.exists() else None
-    report = folder / "report" / "report.html"
-    return found | {"report": str(report) if report.exists() else None}
+        found[name] = json.loads(file.read_text()) if stage in done and file.exists() else None
+    return found | {"report": str(folder / "report" / "report.html") if "report" in done else None}
 
 
 def _print_plan(recipe: RunRecipe, planned: list[Planned], folder: Path) -> None:
@@ -110,13 +110,18 @@ def _print_summary(facts: dict[str, Any], folder: Path) -> None:
             if predicted:
                 line += f"; predicted {predicted[phase]:.2f}, off by {predicted['error'][phase]:+.1%}"
             print(line)
-    for name, words in (("before", "before"), ("after", "after")):
-        if kept := facts[name]:
+    for when in ("before", "after"):
+        if kept := facts[when]:
             overall = kept["overall"]
-            tasks = ", ".join(f"{one['task']} {one['retention']:.1%}" for one in kept["tasks"])
+            tasks = ", ".join(f"{one['task']} {_percent(one['retention'])}" for one in kept["tasks"])
             print(
-                f"retention {words} global distillation {overall['retention']:.1%} "
-                f"({overall['low']:.1%} to {overall['high']:.1%}): {tasks}"
+                f"retention {when} global distillation {_percent(overall['retention'])} "
+                f"({_percent(overall['low'])} to {_percent(overall['high'])}): {tasks}"
             )
     if facts["report"]:
         print(f"report: {facts['report']}")
+
+
+def _percent(value: float | None) -> str:
+    """Where the parent scores nothing, or documents are too few, there is none."""
+    return "unknown" if value is None else f"{value:.1%}"

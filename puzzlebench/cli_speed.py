@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from puzzlebench.cli_options import require_models
 from puzzlebench.progress import progress
-
-if TYPE_CHECKING:
-    from puzzlebench.training.precision import Precision
 
 _CPU_SESSIONS, _GPU_SESSIONS = 5, 3
 
@@ -54,10 +50,10 @@ def speed_command(arguments: argparse.Namespace) -> None:
     from puzzlebench.parent.open import find_parent
     from puzzlebench.render import print_json
     from puzzlebench.render_speed import print_speed
-    from puzzlebench.speed.job import SpeedJob, measure_speed
+    from puzzlebench.speed.job import SpeedJob, measure_speed, precision_of
 
     device = local_device("local" if arguments.device == "auto" else arguments.device)
-    usual: Precision = "fp32" if device.kind == "cpu" else "bf16"
+    usual_sessions = _CPU_SESSIONS if device.kind == "cpu" else _GPU_SESSIONS
     files = find_parent(arguments.parent)
     job = SpeedJob(
         models=((files.name, files.folder), *zip(_labels(files.name, arguments.child), arguments.child, strict=True)),
@@ -66,8 +62,8 @@ def speed_command(arguments: argparse.Namespace) -> None:
         decode_len=arguments.decode,
         engine=arguments.engine,
         device=device.torch_name,
-        precision=arguments.precision or _precision_of(arguments.costs) or usual,
-        sessions=arguments.sessions or (_CPU_SESSIONS if device.kind == "cpu" else _GPU_SESSIONS),
+        precision=arguments.precision or precision_of(arguments.costs, device.torch_name),
+        sessions=usual_sessions if arguments.sessions is None else arguments.sessions,
         seconds=arguments.seconds,
         costs=arguments.costs,
         folder=arguments.out,
@@ -80,16 +76,6 @@ def speed_command(arguments: argparse.Namespace) -> None:
         return
     print_speed(result)
     print(f"wrote {arguments.out / 'speed.json'}; raw samples are in {arguments.out / 'run'}")
-
-
-def _precision_of(costs: Path | None) -> Precision | None:
-    """The number format of a cost table's weights, where checkpoints are run in it."""
-    if costs is None:
-        return None
-    from puzzlebench.profiling.cost_table import read_cost_table
-
-    formats: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16"}
-    return formats.get(read_cost_table(costs).frame["weight_dtype"].iloc[0])
 
 
 def _labels(parent: str, children: list[Path]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,23 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, so that a kill leaves no half of it under its name; what stays hidden goes with
+    the next call.
+
+    Raises:
+        ValueError: it cannot be removed.
+    """
+    hidden = path.with_name(f".{path.name}.removed.part")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if path.exists():
+            os.replace(path, hidden)
+            shutil.rmtree(hidden)
+    except OSError as error:
+        raise ValueError(f"cannot remove {path}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from puzzlebench.ablation.experiments import MEASURES
+from puzzlebench.parent.open import EMBEDDED
 
 _TITLES: Final = {
     "lm_loss": "LM loss",
@@ -59,13 +60,23 @@ def _head(result: Mapping[str, Any]) -> str:
             f"({limit['costs_of']}).",
             f"Blocks: {settings['steps']} steps on {settings['library_sequences']} sequences of {settings['length']} "
             f"tokens; scores on {settings['score_sequences']} validation sequences; global distillation on "
-            f"{settings['distil_sequences']} sequences. Results are on {settings['test_sequences']} test sequences, of "
-            "files that nothing was trained on or chosen by: LM loss and KL(parent || child) in nats per token, and "
+            f"{settings['distil_sequences']} sequences. Results are on {settings['test_sequences']} test sequences, "
+            f"{_test_text(result['parent']['name'])}: LM loss and KL(parent || child) in nats per token, and "
             "the share of tokens that both models put first. Means ± standard deviation over seeds; differences are "
             "within seeds, with the 95 % interval of their mean by Student's t.",
             "The model is small and little is trained: what holds here need not hold for a large one, nor the other "
             "way round.",
         )
+    )
+
+
+def _test_text(parent: str) -> str:
+    """What is known of the text that results are on."""
+    if parent == EMBEDDED:
+        return "of files that nothing was trained on or chosen by"
+    return (
+        "of files of Python's standard library that no block or child was trained on and nothing was chosen by here "
+        "(whether the parent was trained on them is not known)"
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from puzzlebench.child.checkpoints import load_causal_lm
 from puzzlebench.digest import short_digest
 from puzzlebench.distillation.job import DistilJob, run_distil_job
 from puzzlebench.distillation.recipe import DistilRecipe, LossWeights, Stage
-from puzzlebench.files import make_folder, write_text
+from puzzlebench.files import make_folder, remove_folder, write_text
 from puzzlebench.launching.launchers import Local, run_library
 from puzzlebench.library.job import LibraryJob, job_recipe, load_tokens, parent_facts
 from puzzlebench.library.realise import architecture_states, realise
@@ -268,10 +267,12 @@ class Runner:
     def _distilled(self, architecture: Architecture, blocks: Blocks, losses: LossWeights) -> dict[str, float]:
         """The quality of a child after a short global distillation."""
         stated = {"architecture": architecture_to_json(architecture), "blocks": blocks, "losses": asdict(losses)}
-        return self._kept(stated, lambda: self._distil(stated, losses))
+        out = self._folder / "children" / f"{short_digest(stated)}-distilled"
+        measures = self._kept(stated, lambda: self._distil(stated, losses, out))
+        remove_folder(out)  # its results are what is kept
+        return measures
 
-    def _distil(self, stated: Mapping[str, Any], losses: LossWeights) -> dict[str, float]:
-        name = short_digest(stated)
+    def _distil(self, stated: Mapping[str, Any], losses: LossWeights, out: Path) -> dict[str, float]:
         blocks: Blocks = stated["blocks"]
         child = self._folder / "children" / short_digest({**stated, "losses": None})
         if not child.exists():
@@ -282,8 +283,9 @@ class Runner:
                 child,
                 recipe=self._library(blocks),
             )
-        out = self._folder / "children" / f"{name}-distilled"
-        if not out.exists():
+        model = self._loaded(out)
+        if model is None:
+            remove_folder(out)
             job = DistilJob(
                 parent=self._parent,
                 child=child,
@@ -295,10 +297,20 @@ class Runner:
             )
             with self._working("distil", f"distil ({'+'.join(losses.weighted)})") as tell:
                 run_distil_job(job, progress=tell)
-        model = load_causal_lm(out, dtype=DTYPES[self._settings.precision], device=self._settings.device)
-        measured = self._test.measure(model)
-        shutil.rmtree(out)  # its results are what is kept
-        return measured
+            model = self._load(out)
+        return self._test.measure(model)
+
+    def _load(self, folder: Path) -> Any:
+        return load_causal_lm(folder, dtype=DTYPES[self._settings.precision], device=self._settings.device)
+
+    def _loaded(self, folder: Path) -> Any:
+        """What a run that was killed before it judged it left there; None where it is not there, or not whole."""
+        if not folder.exists():
+            return None
+        try:
+            return self._load(folder)
+        except ValueError:
+            return None
 
     def _distil_recipe(self, losses: LossWeights) -> DistilRecipe:
         sequences = self._settings.distil_sequences

@@ -7,6 +7,7 @@ Legend: N rows, T tokens of each.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from puzzlebench.distillation.recipe import Stage
-from puzzlebench.text.corpus import read_documents, standard_library
+from puzzlebench.text.corpus import Document, read_documents, standard_library
 from puzzlebench.text.tokens import Tokens, pack_documents
 
 HELD_OUT: Final = 32
@@ -119,32 +120,51 @@ def own_share(stage: Stage, rank: int, ranks: int) -> slice:
     return slice(rank * own, (rank + 1) * own)
 
 
-def pack_stage(
-    stage: Stage, tokenizer: Any, data: Path | None, seed: int, *, rank: int = 0, ranks: int = 1
-) -> PackedRows:
-    """The first rows of one's own text, or of the standard library's training files.
+def pack_stages(
+    stages: Sequence[Stage], tokenizer: Any, data: Path | None, seed: int, *, rank: int = 0, ranks: int = 1
+) -> list[PackedRows]:
+    """The rows of every stage: the first of one's own text, or of the standard library's training files; each stage
+    begins where the one before ended.
 
-    Held out are, of one's own text, the last tenth of the rows that are read (a ninth as many as are trained on, 128
-    at most); of the library, rows of its validation files.
+    Held out are, of one's own text, the tokens after those that any stage trains on, cut to rows of each stage's
+    length: a ninth as many as are trained on (the last tenth of the rows of a single stage), 128 at most, and as many
+    in all stages of one length. Of the library they are rows of its validation files.
 
     Raises:
         ValueError: there is too little text.
     """
+    train = sum(stage.sequences * stage.length for stage in stages)
     if data is None:
-        train = pack_documents(
-            standard_library("train"), tokenizer, sequences=stage.sequences, length=stage.length, what="train text"
-        )
-        held_out = pack_documents(
-            standard_library("validation"),
-            tokenizer,
-            sequences=HELD_OUT,
-            length=stage.length,
-            spread=True,
-            what="validation text",
-        )
-        return PackedRows(train, held_out, stage, seed, rank=rank, ranks=ranks)
-    held = min(_MOST_HELD_OUT, -(-stage.sequences // 9))
-    rows = pack_documents(
-        read_documents(data), tokenizer, sequences=stage.sequences + held, length=stage.length, what=str(data)
-    )
-    return PackedRows(rows[: stage.sequences], rows[stage.sequences :], stage, seed, rank=rank, ranks=ranks)
+        ids = _first_tokens(standard_library("train"), tokenizer, train, "train text")
+        held_out = {
+            length: pack_documents(
+                standard_library("validation"),
+                tokenizer,
+                sequences=HELD_OUT,
+                length=length,
+                spread=True,
+                what="validation text",
+            )
+            for length in {stage.length for stage in stages}
+        }
+    else:
+        rows = {stage.length: 0 for stage in stages}
+        for stage in stages:
+            rows[stage.length] = max(rows[stage.length], min(_MOST_HELD_OUT, -(-stage.sequences // 9)))
+        most = max(count * length for length, count in rows.items())
+        ids = _first_tokens(read_documents(data), tokenizer, train + most, str(data))
+        held_out = {
+            length: ids[train : train + count * length].reshape(count, length) for length, count in rows.items()
+        }
+    packed, begin = [], 0
+    for stage in stages:
+        end = begin + stage.sequences * stage.length
+        own = ids[begin:end].reshape(stage.sequences, stage.length)
+        packed.append(PackedRows(own, held_out[stage.length], stage, seed, rank=rank, ranks=ranks))
+        begin = end
+    return packed
+
+
+def _first_tokens(documents: Iterable[Document], tokenizer: Any, count: int, what: str) -> Tokens:
+    """So many token ids, not cut into rows yet."""
+    return pack_documents(documents, tokenizer, sequences=count, length=1, what=what).reshape(-1)

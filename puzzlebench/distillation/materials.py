@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from puzzlebench.child.checkpoints import load_causal_lm
-from puzzlebench.distillation.data import PackedRows, StageRows, pack_stage
+from puzzlebench.distillation.data import PackedRows, StageRows, pack_stages
 from puzzlebench.distillation.ranks import Ranks
 from puzzlebench.distillation.recipe import DistilRecipe
 from puzzlebench.distillation.sharding import load_sharded_teacher
@@ -36,10 +36,7 @@ class Rows:
         self._stream, self._last = stream, None if stream is None else self._open_stream(0, stream, None)
         self.packed: list[PackedRows] = []
         if stream is None:
-            self.packed = [
-                pack_stage(stage, tokenizer, data, recipe.seed, rank=ranks.index, ranks=ranks.count)
-                for stage in recipe.stages
-            ]
+            self.packed = pack_stages(recipe.stages, tokenizer, data, recipe.seed, rank=ranks.index, ranks=ranks.count)
 
     @property
     def fingerprints(self) -> list[str]:

@@ -98,7 +98,12 @@ def open_model(model: ModelFiles, backend: Backend) -> Any:
             model.files.folder, dtype=DTYPES[backend.precision], device=torch.device(backend.device)
         )
         tokenizer = load_tokenizer(model.files)
-        return HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=backend.batch_size)
+        return HFLM(
+            pretrained=loaded,
+            tokenizer=tokenizer,
+            batch_size=backend.batch_size,
+            softmax_dtype="float32",  # in bf16 the sums over a line would be steps of 0.5
+        )
 
 
 def _line(error: BaseException) -> str:

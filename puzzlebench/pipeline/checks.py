@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from puzzlebench.evaluation.bundled import BUNDLED, GROUP
-from puzzlebench.harness import find_tasks
+from puzzlebench.harness import NEEDS_HARNESS, find_tasks
 from puzzlebench.model.catalog import load_model
 from puzzlebench.model.engine_rules import load_engine_rules
-from puzzlebench.parent.open import EMBEDDED
 from puzzlebench.pipeline.recipe import RunRecipe
 from puzzlebench.profiling.cost_table import open_cost_table
 from puzzlebench.profiling.sources import open_kernels
 from puzzlebench.searching.scenarios import parse_limit
+from puzzlebench.speed.loading import TORCH_FAMILIES
+
+_T = TypeVar("_T")
 
 
 def check_recipe(recipe: RunRecipe, *, tasks: bool) -> None:
@@ -32,8 +36,15 @@ def check_recipe(recipe: RunRecipe, *, tasks: bool) -> None:
     ):
         if path is not None and not path.exists():
             raise ValueError(f"{key}: {path}: no such file or folder")
-    if recipe.parent != EMBEDDED:
-        _of("parent", partial(load_model, recipe.parent))
+    spec, _ = _of("parent", partial(load_model, recipe.parent))
+    for key, length in (
+        ("scenario", recipe.scenario.prefill_len + recipe.scenario.decode_len),
+        ("library.length", recipe.library.length),
+        ("score.length", recipe.score.length),
+        *((f"distil.stages.{place}.length", stage.length) for place, stage in enumerate(recipe.distil.stages)),
+    ):
+        if length > spec.max_position_embeddings:
+            raise ValueError(f"{key}: {length} tokens, and {spec.name} has {spec.max_position_embeddings} positions")
     for name, text in recipe.search.limits.items():
         _of("search.limits", partial(parse_limit, name, text))
     if (rules := recipe.search.engine_rules) is not None:
@@ -47,18 +58,21 @@ def check_recipe(recipe: RunRecipe, *, tasks: bool) -> None:
 
         _of("profile.gpu", lambda: local_device(profile.gpu))
         _of("profile.engine", lambda: check_engine_name(profile.engine or "torch"))
+        if recipe.speed.engine == "torch" and spec.model_type not in TORCH_FAMILIES:
+            known = ", ".join(TORCH_FAMILIES)
+            raise ValueError(f"speed.engine: torch runs {known}, not {spec.model_type}; set speed.engine=transformers")
     else:
         _of("profile.gpu", lambda: open_kernels(profile.gpu, profile.engine or "trtllm", None))
     named = tuple(task for task in recipe.evaluate.tasks if task not in (GROUP, *BUNDLED))
-    if not recipe.evaluate.tasks:
-        raise ValueError(f"evaluate.tasks: name tasks of lm-eval, or {GROUP}")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(NEEDS_HARNESS)
     if named and tasks:
         include = recipe.evaluate.include_path
         _of("evaluate.tasks", lambda: find_tasks(named, () if include is None else (include,)))
 
 
-def _of(key: str, look: Callable[[], object]) -> None:
+def _of(key: str, look: Callable[[], _T]) -> _T:
     try:
-        look()
+        return look()
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None

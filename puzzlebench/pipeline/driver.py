@@ -7,17 +7,15 @@ is killed in between leaves outputs of the key that is written down: they are wh
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from puzzlebench.digest import short_digest
-from puzzlebench.files import locked, make_folder, write_text
+from puzzlebench.files import locked, make_folder, remove_folder, write_text
+from puzzlebench.parent.open import find_parent
 from puzzlebench.pipeline.checks import check_recipe
 from puzzlebench.pipeline.recipe import RunRecipe, recipe_to_json, recipe_yaml
 from puzzlebench.pipeline.run_folder import SCHEMA, StageRecord, machine_facts, now
@@ -50,6 +48,7 @@ def plan_run(recipe: RunRecipe, path: Path, *, until: str | None = None) -> list
         ValueError: the folder is another program's, or a stage's name is unknown.
     """
     run = start_run(recipe, path)
+    check_recipe(recipe, tasks=False)
     state = run.folder.read_state()
     outputs: dict[str, str | None] = {}
     planned = []
@@ -84,9 +83,11 @@ def run_stages(
         InfeasibleError: no architecture keeps the limits.
     """
     run = start_run(recipe, path)
-    stages = [stage for stage in _chosen(until) if not stage.left_out(recipe)]
+    chosen = _chosen(until)
+    stages = [stage for stage in chosen if not stage.left_out(recipe)]
     evaluated = run.folder.read_state().get("evaluate")
-    check_recipe(recipe, tasks=until is None and (evaluated is None or evaluated.output is None))
+    pending = evaluated is None or evaluated.output is None
+    check_recipe(recipe, tasks=pending and any(stage.name == "evaluate" for stage in stages))
     make_folder(path)
     with locked(path / ".lock", "runs in it"):
         state = run.folder.read_state()
@@ -94,44 +95,76 @@ def run_stages(
             _check_empty(path)
         _clear_leftovers(path)
         stated, machine = recipe_to_json(recipe), machine_facts()
+
+        def write() -> None:
+            order = {stage.name: state[stage.name] for stage in STAGES if stage.name in state}
+            run.folder.write_state(stated, machine, order)
+
+        for stage in chosen:
+            if stage not in stages and stage.name in state:  # of an earlier recipe
+                del state[stage.name]
+                write()
+                _remove(path, stage.outputs)
         write_text(path / "recipe.yaml", recipe_yaml(recipe))
         outputs: dict[str, str | None] = {}
         total = sum(stage.seconds for stage in stages)
         before = 0.0
         for stage in stages:
-            state = {name: state[name] for name in (one.name for one in STAGES) if name in state}
-
-            def write(records: Mapping[str, StageRecord] = state) -> None:
-                run.folder.write_state(stated, machine, records)
-
-            key, record = _key(stage, run, outputs), state.get(stage.name)
-            output = stage.output(run.folder)
-            if stage.name == "parent" and output is not None:
-                run.parent = _open_parent(recipe)
-            if _status(record, key, output)[0] != "done":
-                resumed = record is not None and record.key == key
-                if not resumed and not stage.resumes:
-                    _remove(path, stage.outputs)
-                state[stage.name] = StageRecord(name=stage.name, key=key, resumed=resumed, outputs=stage.outputs)
-                write(state)
-                started = time.monotonic()
-                stage.run(run, _part(report, before / total, stage.seconds / total, stage.name))
-                output = stage.output(run.folder)
-                assert output is not None, f"stage {stage.name} left no output"
-                state[stage.name] = replace(
-                    state[stage.name], output=output, seconds=time.monotonic() - started, finished=now()
-                )
-                write(state)
-            outputs[stage.name] = output
+            part = _part(report, before / total, stage.seconds / total, stage.name)
+            outputs[stage.name] = _run_stage(stage, run, state, outputs, write, part)
             before += stage.seconds
             report(before / total, stage.name)
+        write()
         return state
 
 
-def _open_parent(recipe: RunRecipe) -> Any:
-    from puzzlebench.parent.open import find_parent
+def _run_stage(
+    stage: Stage,
+    run: Run,
+    state: dict[str, StageRecord],
+    outputs: Mapping[str, str | None],
+    write: Callable[[], None],
+    report: Callable[[float, str], None],
+) -> str | None:
+    """Run a stage unless it is done; the fingerprint of its output."""
+    path = run.folder.path
+    key, record = _key(stage, run, outputs), state.get(stage.name)
+    output = stage.output(run.folder)
+    if _status(record, key, output)[0] == "done":
+        if stage.name != "parent":
+            return output
+        run.parent = find_parent(run.recipe.parent, report=report)
+        if run.parent.fingerprint == output:
+            return output
+    resumed = record is not None and record.key == key and record.output is None
+    if not resumed and not stage.resumes:
+        _remove(path, stage.outputs)
+    state[stage.name] = StageRecord(name=stage.name, key=key, resumed=resumed, outputs=stage.outputs)
+    write()
+    started = time.monotonic()
+    stage.run(run, report)
+    output = stage.output(run.folder)
+    assert output is not None, f"stage {stage.name} left no output"
+    if record is None or output != record.output:
+        _forget(stage, state, path)
+    state[stage.name] = replace(state[stage.name], output=output, seconds=time.monotonic() - started, finished=now())
+    write()
+    return output
 
-    return find_parent(recipe.parent, quiet=True)
+
+def _forget(stage: Stage, state: dict[str, StageRecord], path: Path) -> None:
+    """Drop what is known of stages that are made from an output that is another one now; those that go on in their
+    folders keep them, unless it is the parent that changed.
+    """
+    changed = {stage.name}
+    for later in STAGES:
+        if changed & set(later.needs):
+            changed.add(later.name)
+            known = state.get(later.name)
+            if known is not None and known.output is not None:
+                del state[later.name]
+            if stage.name == "parent" and later.resumes and known is not None:
+                _remove(path, later.outputs)
 
 
 def _status(record: StageRecord | None, key: str, output: str | None) -> tuple[Status, str]:
@@ -171,7 +204,8 @@ def _part(report: Callable[[float, str], None], begin: float, share: float, name
 
 def _check_empty(path: Path) -> None:
     """Raise ValueError for a folder that holds something and is no run: its files could be taken for a stage's."""
-    found = next((entry for entry in sorted(path.iterdir()) if entry.name not in _OURS), None)
+    foreign = (entry for entry in sorted(path.iterdir()) if entry.name not in _OURS and not entry.match(".*.part"))
+    found = next(foreign, None)
     if found is not None:
         raise ValueError(f"{path} holds {found.name} and is no run; give a new folder")
 
@@ -186,14 +220,10 @@ def _clear_leftovers(path: Path) -> None:
 def _remove(path: Path, names: Sequence[str]) -> None:
     for name in names:
         target = path / name
+        if target.is_dir() and not target.is_symlink():
+            remove_folder(target)
+            continue
         try:
-            if target.is_dir() and not target.is_symlink():
-                # Renamed first: a folder that is half removed must not be taken for whole.
-                doomed = target.with_name(f".{target.name}.{os.getpid()}.part")
-                target.rename(doomed)
-                shutil.rmtree(doomed)
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    target.unlink()
+            target.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"cannot remove {target}: {error.strerror}") from None

@@ -39,6 +39,8 @@ class ServedScenario:
         """Raise ValueError for values that are not possible."""
         for name in ("batch_size", "prefill_len", "decode_len"):
             require_positive_int(name, getattr(self, name))
+        if self.decode_len < 2:
+            raise ValueError("decode_len must be at least 2: one generated token is no decoding")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,11 @@ class ProfileSettings:
     sessions: int = 4
     costs: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        _check_time(self.sessions, self.seconds)
+        require_positive_int("tensor_parallel", self.tensor_parallel)
+
     @property
     def is_here(self) -> bool:
         """Whether it is the device in hand that is measured."""
@@ -81,6 +88,11 @@ class LibrarySettings:
     init: InitRecipe = field(default_factory=InitRecipe)
     training: Training = field(default_factory=Training)
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        for name in ("ffn_multiple", "sequences", "length"):
+            require_positive_int(name, getattr(self, name))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSettings:
@@ -90,6 +102,11 @@ class ScoreSettings:
     sequences: int = 32
     length: int = 256
     batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        for name in ("sequences", "length", "batch_size"):
+            require_positive_int(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +158,14 @@ class EvaluateSettings:
     include_path: Path | None = None
     before: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        if not self.tasks:
+            raise ValueError("name tasks of lm-eval, or bundled")
+        require_positive_int("batch_size", self.batch_size)
+        if self.limit is not None:
+            require_positive_int("limit", self.limit)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedSettings:
@@ -149,6 +174,10 @@ class SpeedSettings:
     engine: Literal["torch", "transformers"] = "torch"
     sessions: int = 5
     seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
+        _check_time(self.sessions, self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +292,12 @@ def recipe_yaml(recipe: RunRecipe) -> str:
 
     text: str = yaml.safe_dump(recipe_to_json(recipe), sort_keys=False, default_flow_style=False)
     return text
+
+
+def _check_time(sessions: int, seconds: float) -> None:
+    require_positive_int("sessions", sessions)
+    if not seconds > 0:
+        raise ValueError(f"seconds must be above 0, not {seconds}")
 
 
 def _plain(value: Any) -> Any:

@@ -163,7 +163,7 @@ def machine_facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: _version(name) for name in ("transformers", "lm_eval", "accelerate")},
+        **{name: version(name) for name in ("transformers", "lm_eval", "accelerate")},
     }
 
 
@@ -177,7 +177,8 @@ def file_digest(*files: Path) -> str | None:
     return digest.hexdigest()
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of an installed distribution; None where it is not there."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

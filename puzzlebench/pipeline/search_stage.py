@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from puzzlebench.estimate import DEFAULT_MEMORY_FRACTION
 from puzzlebench.files import write_text
 from puzzlebench.model.engine_rules import load_engine_rules
 from puzzlebench.model.spec import parent_architecture
@@ -20,8 +21,6 @@ from puzzlebench.searching.report import search_facts, search_json, why_not_json
 from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario, join_limits, parse_limit
 from puzzlebench.searching.search import SearchSettings, count_again, search_architectures
 from puzzlebench.searching.why_not import WhyNot, why_not
-
-_MEMORY_USED = 0.9  # of the device's
 
 
 class InfeasibleError(ValueError):
@@ -111,7 +110,7 @@ def _limits(target: SearchTarget, table: CostTable, parent_rate: float) -> tuple
     gpu_bytes = table.metadata.get("gpu", {}).get("memory_bytes")
     ours = gpu_bytes is not None and "max-memory" not in target.limits
     if ours:
-        given.append(ResourceLimit(resource="memory", high=float(int(_MEMORY_USED * gpu_bytes))))
+        given.append(ResourceLimit(resource="memory", high=float(int(DEFAULT_MEMORY_FRACTION * gpu_bytes))))
     return join_limits(given), ours
 
 

@@ -6,7 +6,9 @@ A stage either writes its output whole or not at all, or goes on in its folder w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import platform
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -14,15 +16,15 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from puzzlebench.digest import short_digest
-from puzzlebench.files import make_folder, write_text
+from puzzlebench.files import make_folder, unfinished, write_text
 from puzzlebench.model.blocks import architecture_from_json
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.parent.open import ParentFiles, find_parent
 from puzzlebench.pipeline.recipe import RunRecipe
-from puzzlebench.pipeline.run_folder import RunFolder, file_digest
+from puzzlebench.pipeline.run_folder import RunFolder, file_digest, version
 from puzzlebench.pipeline.search_stage import run_search
 from puzzlebench.searching.quantities import parse_bytes
-from puzzlebench.training.precision import Precision, fast_precision, open_device
+from puzzlebench.training.precision import Precision, fast_precision, judging_precision, open_device
 
 Report: TypeAlias = Callable[[float, str], None]
 
@@ -40,6 +42,11 @@ class Run:
     device: torch.device
     precision: Precision
     parent: ParentFiles | None = None
+
+    @property
+    def judging(self) -> Precision:
+        """Of scores and evaluation."""
+        return judging_precision(self.device) if self.recipe.precision == "auto" else self.precision
 
     @property
     def files(self) -> ParentFiles:
@@ -212,7 +219,7 @@ def _score(run: Run, report: Report) -> None:
         length=settings.length,
         batch_size=settings.batch_size,
         device=str(run.device),
-        precision=run.precision,
+        precision=run.judging,
         memory_limit=parse_bytes(run.recipe.memory_limit),
     )
     run_score_job(job, progress=report)
@@ -235,7 +242,9 @@ def _realise(run: Run, report: Report) -> None:
 def _distil(run: Run, report: Report) -> None:
     from puzzlebench.distillation.job import DistilJob, run_distil_job
 
+    work = run.folder.path / "distilled.work"
     if run.folder.distilled.exists():  # as above
+        shutil.rmtree(work, ignore_errors=True)
         return
     job = DistilJob(
         parent=run.recipe.parent,
@@ -247,23 +256,32 @@ def _distil(run: Run, report: Report) -> None:
         precision=run.precision,
         checkpointing=run.recipe.checkpointing,
         micro_batch=run.recipe.micro_batch,
-        work_dir=run.folder.path / "distilled.work",
+        work_dir=work,
     )
     run_distil_job(job, progress=report)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _evaluate(run: Run, report: Report) -> None:
     from puzzlebench.evaluation.job import EvalJob, run_eval_job
 
     settings = run.recipe.evaluate
-    names = ("realised", "distilled") if settings.before else ("distilled",)
     children = {"realised": run.folder.child, "distilled": run.folder.distilled}
-    parent = run.recipe.parent
+    names = ("realised", "distilled") if settings.before else ("distilled",)
+    for name in set(children) - set(names):
+        shutil.rmtree(run.folder.evaluation / name, ignore_errors=True)
+    parents: Path | None = None
     for place, name in enumerate(names):
         out = run.folder.evaluation / name
         make_folder(out)
+        if (
+            parents is not None and not (out / "parent").exists()
+        ):  # results are taken over where weights and settings fit
+            copied = unfinished(out / "parent")
+            shutil.copytree(parents, copied)
+            copied.rename(out / "parent")
         job = EvalJob(
-            parent=parent,
+            parent=run.recipe.parent,
             child=str(children[name]),
             out=out,
             tasks=settings.tasks,
@@ -271,23 +289,21 @@ def _evaluate(run: Run, report: Report) -> None:
             limit=settings.limit,
             batch_size=settings.batch_size,
             device=str(run.device),
-            precision=run.precision,
+            precision=run.judging,
         )
 
         def part(done: float, stage: str, place: int = place) -> None:
             report((place + done) / len(names), stage)
 
         run_eval_job(job, progress=part)
-        parent = str(out / "parent")  # its results serve the next child
+        parents = out / "parent"
 
 
 def _speed(run: Run, report: Report) -> None:
-    from puzzlebench.speed.job import SpeedJob, measure_speed
+    from puzzlebench.speed.job import SpeedJob, measure_speed, precision_of
 
     settings, served = run.recipe.speed, run.recipe.scenario
     device = run.recipe.profile.gpu
-    if device == "local":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     job = SpeedJob(
         models=(("parent", run.files.folder), ("child", run.folder.distilled)),
         batch_size=served.batch_size,
@@ -295,11 +311,12 @@ def _speed(run: Run, report: Report) -> None:
         decode_len=served.decode_len,
         engine=settings.engine,
         device=device,
-        precision="fp32" if device == "cpu" else "bf16",
+        precision=precision_of(run.folder.costs, device),
         sessions=settings.sessions,
         seconds=settings.seconds,
         costs=run.folder.costs,
         folder=run.folder.speed,
+        data=run.recipe.validation_data,
     )
     make_folder(run.folder.speed)
     measure_speed(job, progress=report)
@@ -340,11 +357,6 @@ def _checkpoint(name: str) -> Callable[[RunFolder], str | None]:
     return fingerprint
 
 
-def _retention_output(folder: RunFolder) -> str | None:
-    found = [folder.evaluation / name / "retention.json" for name in ("realised", "distilled")]
-    return file_digest(*(file for file in found if file.exists())) if found[-1].exists() else None
-
-
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(asdict(value), default=str))
 
@@ -353,16 +365,24 @@ def _search_settings(run: Run) -> Any:
     return [_plain(run.recipe.search), _plain(run.recipe.scenario), run.recipe.score.metric]
 
 
-def _data(run: Run) -> list[str | None]:
+def _tree(path: Path | None) -> str | None:
     """Text by its path, sizes and times: reading all of it to see whether it has changed could take hours."""
-    found: list[str | None] = []
-    for path in (run.recipe.data, run.recipe.validation_data):
-        if path is None:
-            found.append(None)
-            continue
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        found.append(short_digest([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]))
-    return found
+    if path is None:
+        return None
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*") if file.is_file())
+    stated = [
+        [str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if "__pycache__" not in file.parts
+    ]
+    return short_digest(stated)
+
+
+def _device_here(run: Run) -> list[Any] | None:
+    """The device that is measured, and by how many threads."""
+    from puzzlebench.measuring.device import local_device
+
+    if not run.recipe.profile.is_here:
+        return None
+    return [local_device(run.recipe.profile.gpu).name, torch.get_num_threads()]
 
 
 STAGES: Final[tuple[Stage, ...]] = (
@@ -385,7 +405,7 @@ STAGES: Final[tuple[Stage, ...]] = (
             _plain(run.recipe.scenario),
             run.recipe.library.kv_heads,
             run.recipe.library.ffn_multiple,
-            file_digest(run.recipe.profile.costs) if run.recipe.profile.costs else None,
+            file_digest(run.recipe.profile.costs) if run.recipe.profile.costs else _device_here(run),
         ],
         run=_profile,
         output=_contents("costs.parquet"),
@@ -395,7 +415,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent",),
         outputs=("library",),
         seconds=190,
-        settings=lambda run: [_plain(run.recipe.library), run.precision, _data(run)[0]],
+        settings=lambda run: [_plain(run.recipe.library), run.precision, _tree(run.recipe.data)],
         run=_library,
         output=_library_output,
         resumes=True,
@@ -407,8 +427,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         seconds=50,
         settings=lambda run: [
             _plain(replace(run.recipe.score, metric="kl")),  # all metrics are taken at once
-            run.precision,
-            _data(run)[1],
+            run.judging,
+            _tree(run.recipe.validation_data),
         ],
         run=_score,
         output=_contents("scores/kl.parquet", "scores/lm_loss.parquet", "scores/top1_agreement.parquet"),
@@ -437,7 +457,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent", "realise"),
         outputs=("distilled", "distilled.work"),
         seconds=280,
-        settings=lambda run: [_plain(run.recipe.distil), run.precision, _data(run)[0]],
+        settings=lambda run: [_plain(run.recipe.distil), run.precision, _tree(run.recipe.data)],
         run=_distil,
         output=_checkpoint("distilled"),
     ),
@@ -446,9 +466,15 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent", "realise", "distil"),
         outputs=("evaluation",),
         seconds=120,
-        settings=lambda run: [_plain(run.recipe.evaluate), run.precision],
+        settings=lambda run: [
+            _plain(run.recipe.evaluate),
+            run.judging,
+            _tree(run.recipe.evaluate.include_path),
+            version("lm_eval"),
+            platform.python_version(),  # whose standard library the bundled tasks are of
+        ],
         run=_evaluate,
-        output=_retention_output,
+        output=_contents("evaluation/distilled/retention.json"),
         resumes=True,
     ),
     Stage(
@@ -456,7 +482,12 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent", "profile", "distil"),
         outputs=("speed",),
         seconds=70,
-        settings=lambda run: [_plain(run.recipe.speed), _plain(run.recipe.scenario), run.recipe.profile.gpu],
+        settings=lambda run: [
+            _plain(run.recipe.speed),
+            _plain(run.recipe.scenario),
+            _device_here(run),
+            _tree(run.recipe.validation_data),
+        ],
         run=_speed,
         output=_contents("speed/speed.json"),
         left_out=_not_here,
@@ -472,8 +503,3 @@ STAGES: Final[tuple[Stage, ...]] = (
     ),
 )
 """In the order they run in; a stage needs earlier ones only."""
-
-
-def stage_names(stages: Sequence[Stage] = STAGES) -> tuple[str, ...]:
-    """Their names."""
-    return tuple(stage.name for stage in stages)

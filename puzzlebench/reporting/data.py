@@ -4,10 +4,10 @@ sums of the cost table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from puzzlebench.estimate import Interval
 from puzzlebench.model.blocks import Architecture
@@ -19,11 +19,13 @@ from puzzlebench.reporting.documents import read_document
 from puzzlebench.reporting.losses import Distillation, parse_distillation
 from puzzlebench.reporting.retention import Retention, parse_retention
 from puzzlebench.reporting.speeds import Speed, parse_speed
+from puzzlebench.reporting.stale import COSTS, DISTILLATION, DISTILLED, FRONT, REALISED, SEARCH, SPEED, passed_over
 from puzzlebench.reporting.time_by_part import time_by_part
 from puzzlebench.scores import ScoreTable, read_score_table
 from puzzlebench.searching.cells import spec_of
 from puzzlebench.searching.pareto import Front
 
+Parsed = TypeVar("Parsed")
 PhaseTimes = dict[Phase, dict[str, Interval]]
 """Seconds by phase and part, see `time_by_part`."""
 
@@ -49,6 +51,7 @@ class ReportData:
         scores: the table that the search chose by.
         realised: retention before global distillation.
         distilled: and after it.
+        passed_over: files that are there and not of this run, by path, and why; they are read as if missing.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class ReportData:
     realised: Retention | None
     distilled: Retention | None
     speed: Speed | None
+    passed_over: Mapping[str, str]
 
     @property
     def parent(self) -> Architecture | None:
@@ -84,19 +88,26 @@ def collect(folder: Path) -> ReportData:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder of a run")
-    search = read_document(folder / "search" / "search.json", parse_search)
-    scores = _scores(folder / "scores", search)
+    run = read_document(folder / "run.json", _run)
+    skipped = passed_over(folder, run)
+
+    def read(name: str, parse: Callable[[Mapping[str, Any]], Parsed], *, unversioned: bool = False) -> Parsed | None:
+        return None if name in skipped else read_document(folder / name, parse, unversioned=unversioned)
+
+    search = read(SEARCH, parse_search)
+    scores = _scores(folder, search, skipped)
     found = ReportData(
         folder=folder,
-        run=read_document(folder / "run.json", _run),
-        costs=_costs(folder / "costs.parquet", search, None if scores is None else scores.parent),
+        run=run,
+        costs=None if COSTS in skipped else _costs(folder / COSTS, search, None if scores is None else scores.parent),
         scores=scores,
         search=search,
-        front=read_document(folder / "search" / "front.json", parse_front, unversioned=True),
-        distillation=read_document(folder / "distilled" / "distillation.json", parse_distillation),
-        realised=read_document(folder / "evaluation" / "realised" / "retention.json", parse_retention),
-        distilled=read_document(folder / "evaluation" / "distilled" / "retention.json", parse_retention),
-        speed=read_document(folder / "speed" / "speed.json", parse_speed),
+        front=read(FRONT, parse_front, unversioned=True),
+        distillation=read(DISTILLATION, parse_distillation),
+        realised=read(REALISED, parse_retention),
+        distilled=read(DISTILLED, parse_retention),
+        speed=read(SPEED, parse_speed),
+        passed_over=skipped,
     )
     parts = (found.run, found.costs, found.scores, found.search, found.front, found.distillation)
     if all(part is None for part in (*parts, found.retention, found.speed)):
@@ -106,7 +117,8 @@ def collect(folder: Path) -> ReportData:
 
 def _run(stated: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parts the page reads, checked."""
-    dict(stated["recipe"]), dict(stated["machine"]), str(stated["created"])
+    recipe = dict(stated["recipe"])
+    dict(recipe.get("evaluate") or {}), dict(stated["machine"]), str(stated["created"])
     for stage in stated["stages"]:
         float(stage["seconds"]), str(stage["name"])
     return stated
@@ -130,8 +142,9 @@ def _costs(path: Path, search: Search | None, parent: Architecture | None) -> Co
     return Costs(table=table, spec=spec, parent=parent, parent_times=parent_times, child_times=child_times, why=why)
 
 
-def _scores(folder: Path, search: Search | None) -> ScoreTable | None:
+def _scores(folder: Path, search: Search | None, skipped: Collection[str]) -> ScoreTable | None:
     """The table of the metric that was searched by, or KL, or the first there is."""
     metric = "kl" if search is None else search.stated["scores"]["metric"]
-    files = sorted(folder.glob("*.parquet"), key=lambda path: (path.stem != metric, path.stem != "kl", path.stem))
+    found = [path for path in folder.glob("scores/*.parquet") if path.relative_to(folder).as_posix() not in skipped]
+    files = sorted(found, key=lambda path: (path.stem != metric, path.stem != "kl", path.stem))
     return read_score_table(files[0]) if files else None

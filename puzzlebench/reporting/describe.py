@@ -8,7 +8,7 @@ from typing import Any
 from puzzlebench.model.blocks import GQA, Architecture, GatedMLP, NoOp
 from puzzlebench.reporting.chosen import Search
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.numbers import percent
+from puzzlebench.reporting.numbers import duration, percent
 from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
 
 METRICS = {"kl": "KL divergence", "lm_loss": "language-model loss", "top1_agreement": "top-1 agreement"}
@@ -38,10 +38,21 @@ def gpu_name(data: ReportData) -> str | None:
     return str(gpu.get("display_name") or data.costs.table.frame["gpu"].iloc[0])
 
 
+def memory_name(data: ReportData) -> str:
+    """What memory in use is called: "per GPU" only where costs are of one, as a CPU's datasheet has no capability."""
+    gpu: Mapping[str, Any] = {} if data.costs is None else data.costs.table.metadata.get("gpu") or {}
+    return "memory per GPU" if gpu.get("compute_capability") else "memory"
+
+
 def scenario_words(scenario: ServingScenario, batch_size: int) -> str:
     """ "batches of 16 prompts of 128 tokens, each answered with 64"."""
     many = f"batches of {batch_size} prompts" if batch_size > 1 else "single prompts"
     return f"{many} of {scenario.prefill_len:,} tokens, each answered with {scenario.decode_len:,}"
+
+
+def stage_duration(stage: Mapping[str, Any]) -> str:
+    """How long a stage took: "at least" where an earlier attempt, which nobody timed, was interrupted."""
+    return f"{'at least ' if stage.get('resumed') else ''}{duration(stage['seconds'])}"
 
 
 def limits_words(search: Search) -> str:

@@ -17,11 +17,31 @@ class Curve:
         name: loss, or the term's.
         training: (step, value), of each batch that was kept.
         held_out: the same on text that is not trained on.
+        lengths: of the held-out rows behind each of those, in tokens; None where it is not known.
     """
 
     name: str
     training: tuple[tuple[int, float], ...]
     held_out: tuple[tuple[int, float], ...]
+    lengths: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is a length for each held-out value."""
+        if len(self.lengths) != len(self.held_out):
+            raise ValueError(f"{self.name} has {len(self.held_out)} held-out values and {len(self.lengths)} lengths")
+
+    @property
+    def last(self) -> float | None:
+        """The held-out value at the end; None where nothing was held out after the first step."""
+        return self.held_out[-1][1] if self.held_out and self.held_out[-1][0] > 0 else None
+
+    @property
+    def first(self) -> float | None:
+        """That before training; None where it is of rows of another length than the last, so nothing to compare."""
+        if not self.held_out or self.lengths[0] != self.lengths[-1]:
+            return None
+        step, value = self.held_out[0]
+        return value if step == 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +81,12 @@ def parse_distillation(stated: Mapping[str, Any]) -> Distillation:
 def _curves(
     names: Sequence[str], training: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]
 ) -> tuple[Curve, ...]:
-    curves = (Curve(name=name, training=_points(training, name), held_out=_points(held_out, name)) for name in names)
+    curves = []
+    for name in names:
+        rows = [row for row in held_out if row.get(name) is not None]
+        lengths = tuple(None if row.get("length") is None else int(row["length"]) for row in rows)
+        points = _points(rows, name)
+        curves.append(Curve(name=name, training=_points(training, name), held_out=points, lengths=lengths))
     return tuple(curve for curve in curves if curve.training or curve.held_out)
 
 

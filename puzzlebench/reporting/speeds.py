@@ -32,7 +32,8 @@ class Speed:
         predicted: by model; empty without a cost table.
         predicted_speed_ups: by child and measure.
         errors: of those, predicted / measured - 1.
-        tokens_agree: share of generated tokens that are the parent's, by model.
+        tokens_agree: by model, share of generated tokens that transformers' own greedy search gives for the same
+            checkpoint.
         stated: the document.
     """
 
@@ -61,6 +62,19 @@ class Speed:
         if predicted is None:
             return None
         return predicted.milliseconds[measure].value / measured.milliseconds[measure].value - 1
+
+    @property
+    def other_setup(self) -> tuple[str, ...]:
+        """In what the cost table behind the predictions is of something else than was measured, a sentence each."""
+        costs, measured = self.stated.get("costs") or {}, self.stated
+        found = []
+        if costs.get("same_device") is False:
+            found.append(f"The cost table is of {costs['gpu']}: its times are not of this device.")
+        if costs.get("same_precision") is False:
+            found.append(f"The cost table is of {costs['weight_dtype']} weights, measured was {measured['precision']}.")
+        if costs.get("engine", measured["engine"]) != measured["engine"]:
+            found.append(f"The cost table is of the engine {costs['engine']}, measured was {measured['engine']}.")
+        return tuple(found)
 
     @property
     def scenario_text(self) -> str:

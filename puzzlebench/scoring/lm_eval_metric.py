@@ -140,7 +140,7 @@ def _prefix_lm(model: nn.Module, tokenizer: Any, batch_size: int, memory_limit: 
 
         def __init__(self) -> None:
             with without_bars():
-                super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+                super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
             self._blockwise: dict[int, Blockwise] = {}
             self._inputs: dict[bytes, torch.Tensor] = {}
             self._layer = -1

@@ -9,6 +9,7 @@ All models run in the same process, by turns, so that a drift of the machine fal
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,22 +22,23 @@ import torch
 import puzzlebench
 from puzzlebench.digest import short_digest
 from puzzlebench.files import locked, make_folder, write_text
-from puzzlebench.library.job import load_tokens
 from puzzlebench.measuring.device import Device, fingerprint, local_device
 from puzzlebench.measuring.measure import death, is_finished, run_process
 from puzzlebench.measuring.run_directory import RunDirectory
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.spec import ModelSpec
-from puzzlebench.parent.open import ParentFiles, find_parent
+from puzzlebench.parent.open import ParentFiles, find_parent, load_tokenizer
 from puzzlebench.profiling.cost_table import CostTable, read_cost_table
 from puzzlebench.speed.loading import check_expressible
 from puzzlebench.speed.predict import Speed, SpeedScenario, predict
 from puzzlebench.speed.results import Measured, read_measured
 from puzzlebench.speed.runners import ENGINES, SpeedEngine, engine_version
+from puzzlebench.text.corpus import read_documents, standard_library
+from puzzlebench.text.tokens import Tokens, pack_documents
 from puzzlebench.training.precision import DTYPES, Precision
 
 SPEED_SCHEMA: Final = 1
-_JOB_SCHEMA: Final = 1
+_JOB_SCHEMA: Final = 2
 _SAME_MACHINE: Final = ("puzzlebench", "device", "torch", "cuda", "transformers", "threads")
 _PHASES: Final = {"prefill": "prefill_ms", "decode": "tpot_ms", "generate": "generate_ms"}
 
@@ -52,7 +54,8 @@ class SpeedJob:
         seconds: of timing, all sessions together.
         costs: a cost table to predict the same from.
         folder: where `speed.json` and the raw samples go.
-        data: text for the prompts; None for the validation files of Python's standard library.
+        data: text for the prompts, over and over where it is short; None for the validation files of Python's standard
+            library.
     """
 
     models: tuple[tuple[str, Path], ...]
@@ -91,14 +94,31 @@ class SpeedJob:
         return SpeedScenario(batch_size=self.batch_size, prefill_len=self.prefill_len, decode_len=self.decode_len)
 
 
+def precision_of(costs: Path | None, device: str) -> Precision:
+    """The number format to run checkpoints in: that of a cost table's weights; without one fp32 on CPUs, bf16 on GPUs.
+
+    Checkpoints are not run in formats such as fp8: then it is bf16, and the result says that the table's is another
+    (`same_precision`).
+
+    Args:
+        device: local, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: the table cannot be read, or there is no such device.
+    """
+    if costs is None:
+        return "fp32" if local_device(device).kind == "cpu" else "bf16"
+    return "fp32" if read_cost_table(costs).frame["weight_dtype"].iloc[0] == "fp32" else "bf16"
+
+
 def measure_speed(
     job: SpeedJob, *, progress: Callable[[float, str], None] = lambda _share, _stage: None
 ) -> dict[str, Any]:
     """Measure, or go on where an earlier call stopped; the result is also written to `speed.json` in the folder.
 
     Raises:
-        ValueError: a model cannot be loaded or run, the prompts are too long or the text too short, the cost table does
-            not reach the scenario, the folder is in use or holds another measurement, or a session died.
+        ValueError: a model cannot be loaded or run, the prompts are too long, there is no text, the cost table does not
+            reach the scenario, the folder is in use or holds another measurement, or a session died.
     """
     progress(0.0, "models and prompts")
     device = local_device(job.device)
@@ -107,7 +127,7 @@ def measure_speed(
         _check_model(job, label, files)
     table = None if job.costs is None else read_cost_table(job.costs)
     predictions = None if table is None else _predictions(job, table, found)
-    prompts = load_tokens(found[0], job.data, "validation", sequences=job.batch_size, length=job.prefill_len).tolist()
+    prompts = make_prompts(found[0], job.data, job.scenario).tolist()
     stated = _stated(job, device, found, prompts)
     run_folder = job.folder / "run"
     fresh = not run_folder.exists()
@@ -130,6 +150,26 @@ def measure_speed(
         result = _result(job, device, stated, measured, table, predictions)
         write_text(job.folder / "speed.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def make_prompts(files: ParentFiles, data: Path | None, scenario: SpeedScenario) -> Tokens:
+    """The first token ids of the text, [B, P], of all its documents again and again where they are too few: which
+    tokens they are does not change how long anything takes.
+
+    Raises:
+        ValueError: there is no text, or the parent has no tokenizer.
+    """
+    documents = standard_library("validation") if data is None else read_documents(data)
+    wanted = scenario.batch_size * scenario.prefill_len
+    # a document has a token at least, so more of them than tokens are never needed
+    endless = itertools.islice(itertools.cycle(one for one in documents if one.text.strip()), wanted)
+    return pack_documents(
+        endless,
+        load_tokenizer(files),
+        sequences=scenario.batch_size,
+        length=scenario.prefill_len,
+        what="validation text" if data is None else str(data),
+    )
 
 
 def _check_model(job: SpeedJob, label: str, files: ParentFiles) -> None:

@@ -30,8 +30,9 @@ from puzzlebench.training.precision import DTYPES
 
 _LEAST_ROUNDS: Final = 3
 _SHORT_PREFILL_MS: Final = 20.0
-"""A shorter prefill is run once, unkept, before it is timed: other models have driven this one out of the caches and of
-the processor's branch history, which costs a run of 3 to 6 ms about 4 %."""
+"""If any model's is shorter, the prefill of every model is run once, unkept, before it is timed: other models have
+driven it out of the caches and of the processor's branch history, which costs a run of 3 to 6 ms about 4 %."""
+_WARM_UP: Final = "warm_up"
 _LOADING: Final = 0.2  # of a session's share of the progress
 
 
@@ -91,7 +92,7 @@ def _time_rounds(
     seconds = job["seconds"] / job["sessions"]
     frame = run.samples(session)
     spent, number = (0.0, 0) if frame.empty else (float(frame["seconds"].max()), run.rounds(session))
-    is_short = {label: runner.generate().prefill_ms < _SHORT_PREFILL_MS for label, runner in runners.items()}
+    warm_up = _warms_up(run, session, runners)
     gc.collect()
     gc.disable()  # a collection inside a sample would be timed
     started = time.perf_counter()
@@ -102,7 +103,7 @@ def _time_rounds(
             rows: list[dict[str, Any]] = []
             reading = sensor.read()
             for label in order:
-                if is_short[label]:
+                if warm_up:
                     runners[label].prefill()
                 timed = runners[label].generate()
                 if on_gpu:
@@ -115,6 +116,19 @@ def _time_rounds(
             tell({"stage": "timing", "done": _LOADING + (1 - _LOADING) * done, "total": 1})
     finally:
         gc.enable()
+
+
+def _warms_up(run: RunDirectory, session: int, runners: dict[str, Runner]) -> bool:
+    """Whether prefills are run once before they are timed: of all models or of none, or they would not compare, and
+    decided once, by the first session, for all sessions.
+    """
+    decided = [bool(event["prefill"]) for event in run.events(0) if event["event"] == _WARM_UP]
+    if decided:
+        return decided[0]
+    assert session == 0
+    warm_up = min(runner.generate().prefill_ms for runner in runners.values()) < _SHORT_PREFILL_MS
+    run.append_event(session, {"event": _WARM_UP, "prefill": warm_up})
+    return warm_up
 
 
 def _rows(

@@ -37,6 +37,13 @@ def fast_precision(device: torch.device) -> Precision:
     return "bf16" if any(check is not None and check() for check in checks) else "fp32"
 
 
+def judging_precision(device: torch.device) -> Precision:
+    """fp32 on CPUs, bf16 on GPUs: for scores and evaluations, which are small differences of two models. A model that
+    a CPU judges is small enough for it.
+    """
+    return "fp32" if device.type == "cpu" else "bf16"
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """bf16 matrix products over fp32 weights, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

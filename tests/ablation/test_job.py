@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,53 @@ def test_distil_all_gives_both_stages(job, distilled):
     assert [one.recipe.losses.weighted for one in distilled] == [("cosine", "forward_kl")] * 2
     runs = [variant(result, "bld", name)["runs"][0] for name in ("bld", "initialised")]
     assert all(run["after"] != run["before"] for run in runs)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_kill_before_a_distilled_child_is_judged(job, distilled, monkeypatch, half):
+    job = replace(job, only=("bld",), seeds=1, distil_all=True)
+    real, judged = Text.measure, []
+
+    def measure(self, model):
+        judged.append(model)
+        if len(judged) == 2:  # the first distilled one
+            raise KeyboardInterrupt
+        return real(self, model)
+
+    monkeypatch.setattr(Text, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablations(job)
+    children = job.out / "seed-0" / "children"
+    (left,) = children.glob("*-distilled")
+    if half:
+        (left / "model.safetensors").unlink()
+    run_ablations(job)
+    assert len(distilled) == (3 if half else 2), "one that is whole is judged as it is"
+    assert not list(children.glob("*-distilled*"))
+    assert not list(children.glob(".*"))
+
+
+def test_a_kill_while_a_judged_child_is_removed(job, distilled, monkeypatch):
+    job = replace(job, only=("bld",), seeds=1, distil_all=True)
+    real = shutil.rmtree
+
+    def rmtree(folder, **more):
+        if folder.name.endswith("-distilled.removed.part") and folder.exists():  # what is removed is judged
+            assert len(list((job.out / "seed-0" / "judged").iterdir())) == 2
+            (folder / "config.json").unlink()
+            raise KeyboardInterrupt
+        real(folder, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablations(job)
+    children = job.out / "seed-0" / "children"
+    assert not list(children.glob("*-distilled")), "no half of it lies under its name"
+    assert list(children.glob(".*-distilled.removed.part"))
+    monkeypatch.setattr(shutil, "rmtree", real)
+    run_ablations(job)
+    assert len(distilled) == 2
+    assert not list(children.glob(".*"))
 
 
 def test_other_settings_in_the_folder_are_refused(job):

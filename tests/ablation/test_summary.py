@@ -157,7 +157,8 @@ def test_experiments_by_name():
         chosen_experiments(("blb",))
 
 
-def test_the_document():
+@pytest.mark.parametrize("parent", ["embedded", "tiny"])
+def test_the_document(parent):
     experiments = [summary(name) for name in EXPERIMENTS if name != "distil"]
     experiments.append(summary("search", greedy=[None, None, None], random=[4.5, 4.6, 4.8]))
     text = report(
@@ -166,7 +167,7 @@ def test_the_document():
             "torch": "2",
             "created": "now",
             "scale": 1.0,
-            "parent": {"name": "tiny", "fingerprint": "f" * 64, "one_per_seed": False},
+            "parent": {"name": parent, "fingerprint": "f" * 64, "one_per_seed": False},
             "seeds": 3,
             "settings": {
                 "steps": 32,
@@ -194,4 +195,6 @@ def test_the_document():
         "2 times the parent's predicted throughput",
     ):
         assert words in text, words
+    assert ("files that nothing was trained on or chosen by" in text) is (parent == "embedded")
+    assert ("whether the parent was trained on them is not known" in text) is (parent != "embedded")
     assert len(MEASURES) == 3

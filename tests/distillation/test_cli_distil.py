@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from puzzlebench.cli_distil import _job, add_distil, distil_command
+from puzzlebench.cli_distil import _job, _summary, add_distil, distil_command
 from puzzlebench.distillation.recipe import Stage
 from puzzlebench.distillation.streams import HubText
 
@@ -64,6 +64,15 @@ def test_prints_what_came_out(parse, job, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(f"{job.out}: 192 tokens in 3 steps, ")
     assert "forward_kl" in printed
+
+
+def test_only_rows_of_one_length_are_compared():
+    lines = [(16, 5.0), (16, 4.0), (32, 9.0)]
+    facts = {"tokens": 1000, "steps": 10, "seconds": 1.0}
+    facts["held_out"] = [{"step": n, "length": length, "loss": loss} for n, (length, loss) in enumerate(lines)]
+    assert _summary(facts) == (
+        "1,000 tokens in 10 steps, 1 s; on held-out rows of 16 tokens loss 5.0000 to 4.0000; of 32 tokens loss 9.0000"
+    )
 
 
 def test_prints_json(parse, job, capsys):

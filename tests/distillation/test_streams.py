@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from puzzlebench.distillation import states, trainer
-from puzzlebench.distillation.data import HELD_OUT, pack_stage
+from puzzlebench.distillation.data import HELD_OUT, pack_stages
 from puzzlebench.distillation.job import DistilJob, run_distil_job
 from puzzlebench.distillation.recipe import Stage
 from puzzlebench.distillation.streams import HubText, Stream, StreamedRows
+from puzzlebench.text.tokens import pack_documents
 
 STAGE = Stage(length=5, sequences=40, batch_size=4)
 
@@ -178,7 +179,7 @@ def test_packed_rows_are_in_an_order_that_the_seed_decides(text, parent):
 
     tokenizer = load_tokenizer(find_parent(str(parent)))
     stage = Stage(length=16, sequences=40, batch_size=8)
-    rows = pack_stage(stage, tokenizer, text, 0)
+    (rows,) = pack_stages([stage], tokenizer, text, 0)
     own = np.concatenate([rows.batch(step).ids for step in range(5)])
     every = rows.all_rows
     assert len(rows.held_out) == 5  # a ninth of 40, so the last tenth of all
@@ -186,13 +187,43 @@ def test_packed_rows_are_in_an_order_that_the_seed_decides(text, parent):
     assert sorted(map(tuple, own)) == sorted(map(tuple, every[:40]))
     assert not np.array_equal(own, every[:40])
     assert np.array_equal(own[:8], every[rows.batch(0).rows])
-    other = pack_stage(stage, tokenizer, text, 1)
+    (other,) = pack_stages([stage], tokenizer, text, 1)
     assert not np.array_equal(other.batch(0).ids, own[:8])
     assert other.fingerprint == rows.fingerprint
-    halves = [pack_stage(stage, tokenizer, text, 0, rank=rank, ranks=2) for rank in range(2)]
+    halves = [pack_stages([stage], tokenizer, text, 0, rank=rank, ranks=2)[0] for rank in range(2)]
     assert np.array_equal(np.concatenate([half.batch(3).ids for half in halves]), own[24:32])
     with pytest.raises(ValueError, match="a batch of 8 rows cannot be shared evenly by 3 processes"):
-        pack_stage(stage, tokenizer, text, 0, rank=0, ranks=3)
+        pack_stages([stage], tokenizer, text, 0, rank=0, ranks=3)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ((16, 400, 4), (32, 100, 4)),
+        ((32, 100, 4), (16, 400, 4), (8, 20, 4)),
+        ((8, 1500, 4), (16, 9, 4), (16, 300, 4)),
+    ],
+)
+def test_no_stage_trains_on_what_any_holds_out(tmp_path, stages):
+    """Every token of the text is another number, so that the same number is the same place in it."""
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(map(str, range(1, 20_001))))
+    stages = [Stage(length=length, sequences=count, batch_size=size) for length, count, size in stages]
+    packed = pack_stages(stages, Numbers(), file, 0)
+    trained, held_out = set(), set()
+    for stage, rows in zip(stages, packed, strict=True):
+        own = np.concatenate([rows.batch(step).ids for step in range(stage.steps)])
+        assert own.shape == (stage.steps * stage.batch_size, stage.length)
+        assert not trained & set(own.flat), "a stage begins where the one before ended"
+        trained |= set(own.flat)
+        held_out |= set(rows.held_out.flat)
+    assert not trained & held_out
+    assert min(held_out) == 1 + sum(stage.sequences * stage.length for stage in stages)
+    for length in {stage.length for stage in stages}:
+        same = [rows.held_out for stage, rows in zip(stages, packed, strict=True) if stage.length == length]
+        wanted = max(min(128, -(-stage.sequences // 9)) for stage in stages if stage.length == length)
+        assert all(np.array_equal(one, same[0]) for one in same), "losses on rows of one length compare"
+        assert same[0].shape == (wanted, length)
 
 
 def test_without_data_validation_files_are_held_out(parent, monkeypatch):
@@ -207,9 +238,21 @@ def test_without_data_validation_files_are_held_out(parent, monkeypatch):
         return [Document(name="x", text=f"{split} words " * 2000)]
 
     monkeypatch.setattr(data, "standard_library", documents)
-    rows = pack_stage(STAGE, load_tokenizer(find_parent(str(parent))), None, 0)
+    tokenizer = load_tokenizer(find_parent(str(parent)))
+    (rows,) = pack_stages([STAGE], tokenizer, None, 0)
     assert asked == ["train", "validation"]
     assert rows.held_out.shape == (HELD_OUT, 5)
+    train, validation = (
+        pack_documents(documents(split), tokenizer, sequences=count, length=5, spread=split == "validation")
+        for split, count in (("train", STAGE.sequences), ("validation", HELD_OUT))
+    )
+    assert np.array_equal(rows.all_rows, np.concatenate([train, validation]))
+    longer = Stage(length=7, sequences=8, batch_size=4)
+    first, second = pack_stages([STAGE, longer], tokenizer, None, 0)
+    assert first.fingerprint == rows.fingerprint
+    assert second.held_out.shape == (HELD_OUT, 7)
+    text = pack_documents(documents("train"), tokenizer, sequences=1, length=40 * 5 + 8 * 7)
+    assert np.array_equal(second.all_rows[:8].flatten(), text[0, 40 * 5 :])
 
 
 def test_what_does_not_go_together(job):

@@ -22,13 +22,16 @@ class Stages:
     def __init__(self, monkeypatch):
         self.ran = []
         self.dies = None
+        self.trusts = False
         self.setting = {"first": 1, "second": 1, "third": 1}
         self.stages = (self.stage("first"), self.stage("second", "first"), self.stage("third", "first", "second"))
         monkeypatch.setattr(driver, "STAGES", self.stages)
 
-    def stage(self, name, *needs, resumes=False):
+    def stage(self, name, *needs, resumes=False, left_out=None):
         def run(run, report):
             self.ran.append(name)
+            if self.trusts and (run.folder.path / name).exists():  # as stages do whose outputs appear whole
+                return
             report(0.5, "half")
             text = "".join((run.folder.path / need).read_text() for need in needs)
             if self.dies == (name, "before"):
@@ -46,6 +49,7 @@ class Stages:
             run=run,
             output=lambda folder: file_digest(folder.path / name),
             resumes=resumes,
+            left_out=lambda _recipe: left_out,
         )
 
     def rerun(self, folder):
@@ -85,9 +89,19 @@ def test_an_output_changed_by_hand_is_made_again(stages, tmp_path):
     assert (tmp_path / "first").read_text() == "first1()"
 
 
+def test_an_output_changed_by_hand_is_not_taken_for_one_that_was_interrupted(stages, tmp_path):
+    stages.rerun(tmp_path)
+    stages.trusts = True
+    (tmp_path / "second").write_text("mine")
+    assert stages.rerun(tmp_path) == ["second"]
+    assert (tmp_path / "second").read_text() == "second1(first1())"
+
+
+@pytest.mark.parametrize("trusts", [False, True])
 @pytest.mark.parametrize("stage", ["first", "second", "third"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_run_that_is_killed_ends_as_one_that_was_not(stages, tmp_path, stage, when):
+def test_a_run_that_is_killed_ends_as_one_that_was_not(stages, tmp_path, stage, when, trusts):
+    stages.trusts = trusts
     stages.dies = (stage, when)
     with pytest.raises(Killed):
         stages.rerun(tmp_path)
@@ -97,6 +111,28 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(stages, tmp_path, stage, 
     assert (tmp_path / "third").read_text() == "third1(first1()second1(first1()))"
     resumed = {row["name"]: row["resumed"] for row in json.loads((tmp_path / "run.json").read_text())["stages"]}
     assert [name for name, was in resumed.items() if was] == [stage]
+
+
+def test_what_the_recipe_leaves_out_goes(stages, tmp_path, monkeypatch):
+    stages.rerun(tmp_path)
+    last = stages.stage("third", "first", "second", left_out="not wanted")
+    monkeypatch.setattr(driver, "STAGES", (*stages.stages[:2], last))
+    assert stages.rerun(tmp_path) == []
+    assert not (tmp_path / "third").exists()
+    assert plan_run(RunRecipe(), tmp_path)[-1].why == "not wanted"
+    assert [row["name"] for row in json.loads((tmp_path / "run.json").read_text())["stages"]] == ["first", "second"]
+
+
+def test_stages_of_another_output_are_no_longer_done(stages, tmp_path):
+    stages.rerun(tmp_path)
+    stages.setting["first"] = 2
+    run_stages(RunRecipe(), tmp_path, until="first")
+    assert [row["name"] for row in json.loads((tmp_path / "run.json").read_text())["stages"]] == ["first"]
+
+
+def test_a_kill_while_the_first_file_is_written_leaves_a_folder_to_run_in(stages, tmp_path):
+    (tmp_path / ".recipe.yaml.1-abcd.part").write_text("")
+    assert stages.rerun(tmp_path) == ["first", "second", "third"]
 
 
 def test_stale_outputs_are_gone_before_their_stage_runs_again(stages, tmp_path):

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
 from puzzlebench.cli import main
+from puzzlebench.cli_run import _print_summary
 from puzzlebench.pipeline.stages import STAGES
 
 from ..launching.conftest import TEXT, save_parent
@@ -123,27 +125,77 @@ def test_a_target_out_of_reach_is_one_line_and_exit_3(folder, capsys):
     assert "times the parent's" in line
 
 
-def test_a_run_killed_again_and_again_ends_as_one_that_was_not(folder, tmp_path, monkeypatch):
+DIES = """
+import os, signal, sys
+from puzzlebench.cli import main
+from puzzlebench.pipeline import driver
+
+stage, arguments = sys.argv[1], sys.argv[2:]
+part, seen = driver._part, []
+
+def counted(report, begin, share, name):
+    inner = part(report, begin, share, name)
+
+    def tell(done, what):
+        inner(done, what)
+        seen.append(name)
+        if name == stage and seen.count(name) == 2 - (name in ("realise", "report", "parent")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return tell
+
+driver._part = counted
+sys.exit(main(arguments))
+"""
+
+
+def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(folder, tmp_path):
     """The costs are the first run's, since times that are measured are not the same twice."""
-    command = [sys.executable, "-m", "puzzlebench.cli", "run", "recipe.yaml", "--out", str(tmp_path / "run"), "--until"]
-    command += ["distil", "--set", f"profile.costs={folder / 'run' / 'costs.parquet'}"]
-    kills, after = 0, 3.0
-    while True:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        started = time.monotonic()
-        while process.poll() is None and time.monotonic() - started < after:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills, after = kills + 1, after + 2.0
-    assert process.returncode == 0
-    assert kills >= 1
+    costs = f"profile.costs={folder / 'run' / 'costs.parquet'}"
+    command = ["run", "recipe.yaml", "--out", str(tmp_path / "run"), "--set", costs]
+    killed = [stage.name for stage in STAGES if stage.name not in ("parent", "profile")]  # which only look and copy
+    for stage in killed:
+        done = subprocess.run([sys.executable, "-c", DIES, stage, *command], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, stage
+    assert main(command) == 0
+    ended = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [row["name"] for row in ended["stages"] if row["resumed"]] == killed
+    assert ended["begun"] == []
     for name in ("child", "distilled"):
         file = f"{name}/model.safetensors"
         assert (tmp_path / "run" / file).read_bytes() == (folder / "run" / file).read_bytes()
+    first, second = (
+        json.loads((run / "run" / "evaluation" / "distilled" / "retention.json").read_text())["tasks"]
+        for run in (folder, tmp_path)
+    )
+    assert first == second
     assert not [entry for entry in (tmp_path / "run").iterdir() if entry.name.startswith(".") and entry.name != ".lock"]
+
+
+def test_a_target_reached_by_another_child_does_not_show_the_first_ones_figures(folder, tmp_path, capsys):
+    """With no speed-up asked for, the parent itself is the best."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    command = ["run", "recipe.yaml", "--out", str(tmp_path / "run"), "--set", "search.speed_up=1.0"]
+    assert main([*command, "--until", "search", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [facts[name] for name in ("speed", "before", "after", "report")] == [None] * 4
+
+
+def test_another_parent_starts_over(folder, tmp_path):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    save_parent(tmp_path / "parent", "qwen2")
+    command = ["run", "recipe.yaml", "--out", str(tmp_path / "run"), "--set", f"parent={tmp_path / 'parent'}"]
+    assert main([*command, "--until", "library"]) == 0
+
+
+def test_figures_that_are_not_known_are_said_so(capsys):
+    unknown = {"retention": None, "low": None, "high": None}
+    kept = {"overall": unknown, "tasks": [{"task": "gsm8k", **unknown}]}
+    facts = {"solution": None, "speed": None, "before": None, "after": kept, "report": None}
+    _print_summary(facts, Path("run"))
+    assert (
+        capsys.readouterr().out == "retention after global distillation unknown (unknown to unknown): gsm8k unknown\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,6 +208,10 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(folder, tmp_path,
         (["recipe.yaml", "--set", "parent=./nowhere"], "nowhere"),
         (["recipe.yaml", "--set", "profile.costs=none.parquet"], "none.parquet"),
         (["recipe.yaml", "--set", "evaluate.tasks=[no_such_task]"], "no_such_task"),
+        (["recipe.yaml", "--set", "scenario.decode_len=1"], "decode_len must be at least 2"),
+        (["recipe.yaml", "--set", "scenario.prefill_len=100000"], "positions"),
+        (["recipe.yaml", "--set", "speed.sessions=0", "--dry-run"], "speed: sessions must be"),
+        (["recipe.yaml", "--set", "parent=./nowhere", "--dry-run"], "parent: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(folder, tmp_path, capsys, arguments, message):

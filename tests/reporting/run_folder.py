@@ -58,7 +58,7 @@ def make_run(
     put(folder / "distilled" / "distillation.json", distillation(rng))
     put(folder / "evaluation" / "realised" / "retention.json", retention(rng, 0.81))
     put(folder / "evaluation" / "distilled" / "retention.json", retention(rng, 0.95))
-    put(folder / "speed" / "speed.json", speed(rng, own, child, batch_size, prefill, decode))
+    put(folder / "speed" / "speed.json", speed(rng, own, child, table, (batch_size, prefill, decode)))
     put(folder / "run.json", run_facts(model))
     assert architecture_to_json(chosen)["blocks"]
     return folder
@@ -113,7 +113,7 @@ def distillation(rng, steps=240, every=4):
         "created": CREATED,
         "puzzlebench_version": "0.1.0",
         "parent": "embedded",
-        "parent_fingerprint": "3f1c9a7be204",
+        "parent_fingerprint": "3f1c9a7be204" + "5d" * 26,
         "child": "child",
         "recipe": {
             "losses": {"cosine": 1.0, "forward_kl": 1.0, "reverse_kl": 0.0, "tvd": 0.0, "lm": 0.0, "temperature": 1.0},
@@ -178,8 +178,10 @@ def interval(value, width):
     return {"value": value, "low": value * (1 - width), "high": value * (1 + width)}
 
 
-def speed(rng, parent, child, batch_size, prefill, decode):
-    """Times near what the cost table says."""
+def speed(rng, parent, child, table, sizes):
+    """Times near what the cost table says, though of another device, engine and number format."""
+    batch_size, prefill, decode = sizes
+    first = table.frame.iloc[0]
 
     def times(name, values, off, width):
         generate = values["latency"] * 1e3 * off
@@ -216,8 +218,16 @@ def speed(rng, parent, child, batch_size, prefill, decode):
             | predicted
             | {"error": {name: predicted[name] / measured[name] - 1 for name in measured}}
         ],
-        "costs": {"from": "costs.parquet", "source": "drawn for tests"},
-        "tokens_agree": {"child": 0.71},
+        "costs": {
+            "from": "costs.parquet",
+            "source": table.metadata["source"],
+            "gpu": str(first["gpu"]),
+            "engine": str(first["engine"]),
+            "weight_dtype": str(first["weight_dtype"]),
+            "same_device": False,
+            "same_precision": False,
+        },
+        "tokens_agree": {"parent": 1.0, "child": 0.998},
     }
 
 
@@ -260,8 +270,11 @@ def run_facts(model):
                 "seconds": seconds,
                 "finished": f"2026-11-28T09:{10 + place:02d}:00+00:00",
                 "key": f"{place:012x}",
+                "output": f"{place:064x}",
+                "resumed": False,
                 "outputs": [name],
             }
             for place, (name, seconds) in enumerate(stages)
         ],
+        "begun": [],
     }

@@ -16,6 +16,8 @@ from puzzlebench.reporting.charts.layers import draw_layers
 from puzzlebench.reporting.losses import Curve
 from puzzlebench.scores import ScoreTable
 
+NAMES = {"score_name": "KL divergence", "memory_name": "memory"}
+
 
 def parsed(svg):
     """The element; its own attributes without a value get one, as XML wants."""
@@ -55,9 +57,7 @@ def test_layers_are_as_high_as_what_they_keep(data):
 def test_front_has_a_mark_per_point_and_the_two_that_matter(data):
     front, search = data.front, data.search
     words = {name: f"tip {name}" for name in ("parent", "chosen", *map(str, range(len(front.points))))}
-    svg = draw_front(
-        front, 600, parent=search.parent_values, chosen=search.values, tips=words, score_name="KL divergence"
-    )
+    svg = draw_front(front, 600, parent=search.parent_values, chosen=search.values, tips=words, **NAMES)
     assert sorted(tips(svg)) == sorted(words.values())
     points = [one for one in classed(svg, "front-point") if one.tag == "circle"]
     assert len(points) == len(front.points)
@@ -71,7 +71,7 @@ def test_front_has_a_mark_per_point_and_the_two_that_matter(data):
 
 def test_front_without_a_search_has_points_alone(data):
     words = {str(number): "tip" for number in range(len(data.front.points))}
-    svg = draw_front(data.front, 340, parent={}, chosen={}, tips=words, score_name="score")
+    svg = draw_front(data.front, 340, parent={}, chosen={}, tips=words, **NAMES)
     assert len(tips(svg)) == len(data.front.points)
     assert not classed(svg, "chosen")
 
@@ -143,7 +143,7 @@ def test_single_row_without_spread_can_be_drawn():
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [2.0, -1.0, 0.5]])
 def test_curves_of_few_or_odd_values(values):
     points = tuple(enumerate(values))
-    svg = draw_curves([Curve(name="loss", training=points, held_out=points[:1])], 340)
+    svg = draw_curves([Curve(name="loss", training=points, held_out=points[:1], lengths=(256,))], 340)
     assert "nan" not in svg
     assert len(tips(svg)) == 1
     assert ("logarithmic" in svg) == (min(values) > 0)

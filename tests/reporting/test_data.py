@@ -122,6 +122,50 @@ def test_search_that_found_nothing_is_said(copy):
         collect(copy)
 
 
+@pytest.mark.parametrize(
+    ("stage", "gone"),
+    [
+        ("profile", {"costs"}),
+        ("score", {"scores"}),
+        ("search", {"search", "front"}),
+        ("distil", {"distillation"}),
+        ("evaluate", {"realised", "distilled"}),
+        ("speed", {"speed"}),
+        ("library", set()),
+    ],
+)
+def test_files_of_a_stage_that_run_json_does_not_know_are_missing(copy, stage, gone):
+    def unfinish(stated):
+        stated["begun"] = [one for one in stated["stages"] if one["name"] == stage]
+        stated["stages"] = [one for one in stated["stages"] if one["name"] != stage]
+
+    edit(copy / "run.json", unfinish)
+    found = collect(copy)
+    fields = ("costs", "scores", "search", "front", "distillation", "realised", "distilled", "speed")
+    assert {field for field in fields if getattr(found, field) is None} == gone
+    assert all(f"no finished stage {stage}" in why for why in found.passed_over.values())
+    assert bool(found.passed_over) == bool(gone)
+    (copy / "run.json").unlink()
+    found = collect(copy)
+    assert all(getattr(found, field) is not None for field in fields)
+    assert not found.passed_over
+
+
+def test_broken_file_of_an_earlier_run_is_not_read(copy):
+    (copy / "speed" / "speed.json").write_text("{")
+    edit(copy / "run.json", lambda stated: stated["stages"].pop())
+    assert collect(copy).speed is None
+
+
+@pytest.mark.parametrize(("asked", "shown"), [({}, True), ({"before": True}, True), ({"before": False}, False)])
+def test_evaluation_before_distillation_is_shown_only_where_it_was_asked_for(copy, asked, shown):
+    edit(copy / "run.json", lambda stated: stated["recipe"].update(evaluate=asked))
+    found = collect(copy)
+    assert (found.realised is not None) == shown
+    assert found.distilled is not None
+    assert list(found.passed_over) == ([] if shown else ["evaluation/realised/retention.json"])
+
+
 def test_folder_without_a_run(tmp_path):
     with pytest.raises(ValueError, match="holds nothing of a run"):
         collect(tmp_path)

@@ -3,10 +3,12 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from puzzlebench.profiling.cost_table import read_cost_table, write_cost_table
 from puzzlebench.reporting.data import collect
 from puzzlebench.reporting.markup import Html, tag
 from puzzlebench.reporting.page import render_page
@@ -82,7 +84,9 @@ def test_every_stage_and_the_recipe_are_there(page):
     for name in ("parent", "profile", "library", "score", "search", "realise", "distil", "evaluate", "speed"):
         assert name in words
     assert "min_speed_up: 1.6" in page
-    assert "3f1c9a7be204" in page
+    assert '<code title="3f1c9a7be2045d' in page
+    assert "3f1c9a7be204" in words
+    assert "3f1c9a7be2045d" not in words
     for kind in ("measured", "predicted", "modelled", "counted"):
         assert f'class="kind {kind}"' in page
 
@@ -154,6 +158,107 @@ def test_prediction_is_optional(copy):
     words = text_of(render_page(collect(copy)))
     assert "no cost table to predict it from" in words
     assert "There is no prediction" in words
+
+
+def test_agreement_of_tokens_is_with_transformers_for_every_model(page):
+    words = text_of(page).replace("\xa0", " ")
+    assert "as greedy search by transformers on the same checkpoint: parent 100.0 %, child 99.8 %" in words
+
+
+def test_cost_table_of_another_setup_is_said(page, copy):
+    words = text_of(page)
+    assert "The cost table is of h100_sxm: its times are not of this device." in words
+    assert "The cost table is of bf16 weights, measured was fp32." in words
+    assert "The cost table is of the engine trtllm, measured was torch." in words
+    assert "of another setup, see Speed" in words
+    assert "CUDA graphs" not in words  # measured on a CPU: there are none
+
+    def same(stated):
+        stated["costs"].update(same_device=True, same_precision=True, engine=stated["engine"])
+
+    edit(copy / "speed" / "speed.json", same)
+    words = text_of(render_page(collect(copy)))
+    assert "The cost table is of CUDA graphs, measured was eager" in words
+    assert words.count("The cost table is of") == 1
+    edit(copy / "speed" / "speed.json", lambda stated: stated["costs"].update(source="another table"))
+    assert "The cost table is of" not in text_of(render_page(collect(copy)))
+
+
+def test_graphs_of_another_gpu_are_said_where_speed_was_measured_on_one(copy):
+    edit(copy / "speed" / "speed.json", lambda stated: stated.update(device="NVIDIA X"))
+    assert "CUDA graphs" not in text_of(render_page(collect(copy)))
+    edit(copy / "run.json", lambda stated: stated["machine"].update(gpu="NVIDIA X"))
+    assert "CUDA graphs" in text_of(render_page(collect(copy)))
+
+
+def held_out_row(page, name):
+    """before, after and change of a loss."""
+    table = re.search(r'aria-label="Held-out losses".*?</table>', page, re.DOTALL)[0]
+    row = next(row for row in table.split("<tr>") if f">{name}</th>" in row)
+    return re.findall(r"<td[^>]*>(.*?)</td>", row)
+
+
+def test_held_out_losses_are_compared_at_one_length_only(copy):
+    path = copy / "distilled" / "distillation.json"
+
+    def grow(stated):
+        for line, length, loss in zip(stated["held_out"], (*[256] * 3, *[1024] * 4), range(10, 17), strict=True):
+            line.update(length=length, loss=loss)
+
+    edit(path, grow)
+    page = render_page(collect(copy))
+    assert held_out_row(page, "loss") == ["–", "16.0", "–"]
+    assert "Held-out rows are of 256 and 1,024 tokens." in page
+    assert "held out, rows of 1,024 tokens" in page
+    edit(path, lambda stated: stated["held_out"][-1].update(length=256))
+    assert held_out_row(render_page(collect(copy)), "loss") == ["10.0", "16.0", "+60.0\xa0%"]
+
+
+def test_held_out_losses_of_one_length_have_a_change(page, data):
+    loss = data.distillation.curves[0].held_out
+    assert held_out_row(page, "loss")[2] == f"−{100 * (1 - loss[-1][1] / loss[0][1]):.1f}\xa0%"
+    assert "Held-out rows are of" not in page
+
+
+def test_time_of_a_resumed_stage_is_at_least(page, copy):
+    limits = text_of(page).count("at least")
+    assert "run, at least" not in text_of(page)
+
+    def resume(stated):
+        next(stage for stage in stated["stages"] if stage["name"] == "profile")["resumed"] = True
+        stated["begun"] = [{"name": "report", "key": "0", "output": None, "seconds": None, "resumed": True}]
+
+    edit(copy / "run.json", resume)
+    words = text_of(render_page(collect(copy))).replace("\xa0", " ")
+    assert "Time of the run, at least 29 min 55 s" in words
+    assert "9 stages; longest: profile, at least 6 min 42 s" in words
+    assert words.count("at least 6 min 42 s") == 2  # the head and the table
+    assert words.count("at least") == limits + 3
+    assert "only its last attempt was timed" in words
+
+
+def test_memory_is_per_gpu_only_on_one(page, copy):
+    assert "memory per GPU" in text_of(page)
+    table = read_cost_table(copy / "costs.parquet")
+    sheet = table.metadata["gpu"] | {"compute_capability": ""}  # as a CPU's is
+    write_cost_table(replace(table, metadata=table.metadata | {"gpu": sheet}), copy / "costs.parquet")
+    page = render_page(collect(copy))
+    assert "per GPU" not in page
+    assert " of memory, parent" in text_of(page)
+
+
+def test_files_of_another_run_are_not_shown_and_it_is_said(copy):
+    def unfinish(stated):
+        stated["stages"] = [stage for stage in stated["stages"] if stage["name"] not in ("distil", "speed")]
+        stated["recipe"]["evaluate"] = {"before": False}
+
+    edit(copy / "run.json", unfinish)
+    words = text_of(render_page(collect(copy)))
+    assert "Not in this run: speed/speed.json , which measuring speed writes. The file is there, but" in words
+    assert "distilled/distillation.json: run.json has no finished stage distil" in words
+    assert "evaluation/realised/retention.json: the recipe asks for no evaluation before distillation" in words
+    assert "before distillation, 95 % interval" not in words
+    assert "after distillation, 95 % interval" in words
 
 
 def test_parent_without_costs_is_left_out_of_the_choice(copy):

@@ -1,10 +1,12 @@
 """Files of a report."""
 
 import builtins
+import json
 import logging
 
 import pytest
 
+from puzzlebench.reporting.data import collect
 from puzzlebench.reporting.write import write_report
 
 PNGS = ("front", "architecture", "time", "scores", "speed", "retention", "losses")
@@ -30,6 +32,21 @@ def test_older_pictures_of_what_is_gone_go(copy, tmp_path):
     written = write_report(copy, tmp_path / "out")
     assert tmp_path / "out" / "speed.png" not in written
     assert sorted(written) == sorted((tmp_path / "out").iterdir())
+
+
+def test_picture_of_speed_says_that_costs_are_of_another_setup(data, copy):
+    pytest.importorskip("matplotlib")
+    from puzzlebench.reporting.pictures.results import draw_speed
+
+    def foot(found):
+        return " ".join(draw_speed(found).get_supxlabel().split())
+
+    words = "the cost table is of another device, engine or number format"
+    assert words in foot(data)
+    stated = json.loads((copy / "speed" / "speed.json").read_text())
+    stated["costs"].update(same_device=True, same_precision=True, engine=stated["engine"])
+    (copy / "speed" / "speed.json").write_text(json.dumps(stated))
+    assert words not in foot(collect(copy))
 
 
 def test_without_matplotlib_the_page_alone_and_it_says_so(run_folder, tmp_path, monkeypatch, caplog):

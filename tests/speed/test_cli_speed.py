@@ -82,6 +82,12 @@ def test_options_become_a_job(pair, measured, tmp_path, capsys):
     assert (measured[1].engine, measured[1].sessions, measured[1].precision) == ("transformers", 1, "bf16")
 
 
+def test_no_sessions_are_not_the_default(pair, measured, tmp_path):
+    options = ("--parent", pair.parent, "--device", "cpu", "--out", tmp_path / "out", "--sessions", 0)
+    with pytest.raises(ValueError, match="sessions must be a whole number"):
+        speed_command(parse(*options))
+
+
 def test_children_of_one_name_are_told_apart():
     folders = [Path("/runs/a/distilled"), Path("/runs/b/distilled")]
     assert cli_speed._labels("embedded", folders) == ["a/distilled", "b/distilled"]

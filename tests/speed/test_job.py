@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,15 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from puzzlebench.files import locked  # noqa: E402
 from puzzlebench.measuring.run_directory import RunDirectory  # noqa: E402
 from puzzlebench.model.space import space_around  # noqa: E402
-from puzzlebench.parent.open import find_parent  # noqa: E402
+from puzzlebench.parent.open import find_parent, load_tokenizer  # noqa: E402
 from puzzlebench.profiling.cost_table import write_cost_table  # noqa: E402
 from puzzlebench.profiling.profile import Grid, build_cost_table  # noqa: E402
 from puzzlebench.scenario import Precision  # noqa: E402
 from puzzlebench.speed import job as jobs  # noqa: E402
 from puzzlebench.speed import session as sessions  # noqa: E402
-from puzzlebench.speed.job import SpeedJob, measure_speed  # noqa: E402
+from puzzlebench.speed.job import SpeedJob, make_prompts, measure_speed, precision_of  # noqa: E402
 from puzzlebench.speed.predict import predict  # noqa: E402
 
 PHASES = ("prefill", "decode", "generate")
@@ -95,6 +97,88 @@ def test_what_is_in_the_result(job, in_process):
     assert set(result["speed_ups"][0]) == {"model", *PHASES}
     assert result["scenario"] == {"batch_size": 2, "prefill_len": 9, "decode_len": 6}
     assert result["rounds"] == 6
+
+
+@pytest.mark.parametrize("short_prefill_ms", [0.0, 1e9])
+def test_all_models_are_warmed_alike_in_all_sessions(job, in_process, monkeypatch, short_prefill_ms):
+    """Once the first session has decided it."""
+    warmed, real = [], sessions.open_runner
+
+    def open_runner(*args):
+        runner, number = real(*args), len(warmed)
+        warmed.append(0)
+
+        class Counting:
+            generate = runner.generate
+
+            def prefill(self):
+                warmed[number] += 1
+                runner.prefill()
+
+        return Counting()
+
+    monkeypatch.setattr(sessions, "open_runner", open_runner)
+    monkeypatch.setattr(sessions, "_SHORT_PREFILL_MS", short_prefill_ms)
+    real_finish = RunDirectory.append_event
+
+    def finish(self, session, event):
+        real_finish(self, session, event)
+        if event["event"] == "finished":  # a later session would decide otherwise
+            monkeypatch.setattr(sessions, "_SHORT_PREFILL_MS", 1e9 - short_prefill_ms)
+
+    monkeypatch.setattr(RunDirectory, "append_event", finish)
+    measure_speed(job)
+    assert warmed == [3 if short_prefill_ms else 0] * 4
+
+
+def test_one_short_prefill_warms_all(tmp_path):
+    class Fixed:
+        def __init__(self, prefill_ms):
+            self.generate = lambda: SimpleNamespace(prefill_ms=prefill_ms)
+
+    for number, (times, expected) in enumerate([((19.0, 21.0), True), ((21.0, 19.0), True), ((21.0, 22.0), False)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with locked(folder / "lock", "tests") as lock:
+            run = RunDirectory(folder, lock)
+            runners = dict(zip(("parent", "child"), map(Fixed, times), strict=True))
+            assert sessions._warms_up(run, 0, runners) is expected
+            assert sessions._warms_up(run, 1, {"parent": Fixed(1.0 if not expected else 99.0)}) is expected
+
+
+def test_text_that_is_short_is_taken_again(job, pair):
+    files = find_parent(str(pair.parent))
+    tokenizer = load_tokenizer(files)
+    once = [*tokenizer.encode(pair.text.read_text(), add_special_tokens=False), tokenizer.eos_token_id]
+    scenario = replace(job.scenario, batch_size=64, prefill_len=100)
+    prompts = make_prompts(files, pair.text, scenario)
+    assert prompts.shape == (64, 100)
+    assert len(once) < prompts.size
+    times = -(-prompts.size // len(once))
+    assert prompts.flatten().tolist() == (once * times)[: prompts.size]
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "expected"),
+    [
+        (None, "cpu", "fp32"),
+        ("fp32", "cpu", "fp32"),
+        ("bf16", "cpu", "bf16"),
+        ("fp8", "cpu", "bf16"),
+    ],
+)
+def test_the_format_is_the_cost_tables(costs, tmp_path, weights, device, expected):
+    file = None
+    if weights is not None:
+        file = tmp_path / "other.parquet"
+        table = costs[1]
+        write_cost_table(replace(table, frame=table.frame.assign(weight_dtype=weights)), file)
+    assert precision_of(file, device) == expected
+
+
+def test_without_a_table_a_gpu_runs_bf16(monkeypatch):
+    monkeypatch.setattr(jobs, "local_device", lambda name: SimpleNamespace(kind={"cuda": "cuda"}[name]))
+    assert precision_of(None, "cuda") == "bf16"
 
 
 def test_predictions_stand_beside_it(job, in_process, costs):
@@ -173,8 +257,10 @@ def test_what_is_refused_before_anything_is_started(job, in_process, costs, pair
         measure_speed(replace(job, prefill_len=100, decode_len=29))
     with pytest.raises(ValueError, match="no batch size 3"):
         measure_speed(replace(job, batch_size=3, costs=costs[0]))
-    with pytest.raises(ValueError, match="too little"):
-        measure_speed(replace(job, batch_size=10_000))
+    empty = pair.text.parent / "empty.txt"
+    empty.write_text(" \n")
+    with pytest.raises(ValueError, match=r"too little .*empty\.txt"):
+        measure_speed(replace(job, data=empty))
     assert in_process == []
     assert not job.folder.exists()
 

@@ -38,8 +38,9 @@ def draw_curves(curves: Sequence[Curve], width: int) -> Html:
         if curve.training:
             line = [(x(step), y(value)) for step, value in thinned(curve.training)]
             parts.append(polyline(line, f"curve dash{place} {colour}"))
-        for column, (step, value) in enumerate(curve.held_out):
-            tip = f"{curve.name}, held out\nstep {step:,}: {digits(value)}"
+        for column, ((step, value), length) in enumerate(zip(curve.held_out, curve.lengths, strict=True)):
+            rows = "" if length is None else f", rows of {length:,} tokens"
+            tip = f"{curve.name}, held out{rows}\nstep {step:,}: {digits(value)}"
             parts.append(mark(point(x(step), y(value), "dot", colour, 4), tip=tip, row=place, column=column))
         last = (curve.held_out or curve.training)[-1:]
         ends += [(y(value), curve.name, colour) for _, value in last]

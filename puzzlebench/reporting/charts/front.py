@@ -25,7 +25,6 @@ _UNITS: Final[Mapping[str, tuple[tuple[float, str], ...]]] = {
     "tpot": ((1e-3, "ms"), (1e-6, "µs")),
 }
 _TITLES: Final = {
-    "memory": "memory per GPU",
     "params": "size",
     "throughput": "throughput",
     "latency": "latency",
@@ -34,7 +33,9 @@ _TITLES: Final = {
 }
 
 
-def axis_of(column: str, better: Better, values: list[float], score_name: str) -> tuple[float, str]:
+def axis_of(
+    column: str, better: Better, values: list[float], *, score_name: str, memory_name: str
+) -> tuple[float, str]:
     """What to divide a column's values by, and what its axis is called."""
     resource, _, scenario = column.partition("[")
     best = f"{'lower' if better == 'low' else 'higher'} is better"
@@ -43,7 +44,8 @@ def axis_of(column: str, better: Better, values: list[float], score_name: str) -
     units = _UNITS[resource]
     scale, unit = next((pair for pair in units if max(values) >= 2 * pair[0]), units[-1])
     where = f", {scenario.rstrip(']')}" if scenario else ""
-    return scale, f"{_TITLES[resource]}{where}, {unit} ({best})"
+    title = memory_name if resource == "memory" else _TITLES[resource]
+    return scale, f"{title}{where}, {unit} ({best})"
 
 
 def draw_front(
@@ -54,6 +56,7 @@ def draw_front(
     chosen: Mapping[str, float],
     tips: Mapping[str, str],
     score_name: str,
+    memory_name: str,
 ) -> Html:
     """The picture.
 
@@ -67,8 +70,8 @@ def draw_front(
     extra = [values for values in (parent, chosen) if front.x in values and front.y in values]
     xs = [one.x for one in front.points] + [values[front.x] for values in extra]
     ys = [one.y for one in front.points] + [values[front.y] for values in extra]
-    x_unit, x_title = axis_of(front.x, front.x_better, xs, score_name)
-    y_unit, y_title = axis_of(front.y, front.y_better, ys, score_name)
+    x_unit, x_title = axis_of(front.x, front.x_better, xs, score_name=score_name, memory_name=memory_name)
+    y_unit, y_title = axis_of(front.y, front.y_better, ys, score_name=score_name, memory_name=memory_name)
     x, y = _scale(xs, x_unit, left + 8, right), _scale(ys, y_unit, bottom, top)
     inside = [*sorted(front.points, key=lambda one: one.x)]
     places = [(x(one.x / x_unit), y(one.y / y_unit)) for one in inside]

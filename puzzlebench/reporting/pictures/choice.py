@@ -11,7 +11,7 @@ from puzzlebench.reporting.charts.front import ROOTED, axis_of, kind_of
 from puzzlebench.reporting.charts.heat import heat_of
 from puzzlebench.reporting.charts.layers import size
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.describe import metric_name, model_name, summary
+from puzzlebench.reporting.describe import memory_name, metric_name, model_name, summary
 from puzzlebench.reporting.palette import HEAT_LIGHT, LIGHT
 from puzzlebench.reporting.pictures.canvas import canvas
 from puzzlebench.reporting.scales import Scale
@@ -31,8 +31,8 @@ def draw_front(data: ReportData) -> Figure | None:
     metric = "score" if data.scores is None else metric_name(data.scores.metric)
     xs = [point.x for point in front.points] + [values[front.x] for values in special.values()]
     ys = [point.y for point in front.points] + [values[front.y] for values in special.values()]
-    x_unit, x_title = axis_of(front.x, front.x_better, xs, metric)
-    y_unit, y_title = axis_of(front.y, front.y_better, ys, metric)
+    x_unit, x_title = axis_of(front.x, front.x_better, xs, score_name=metric, memory_name=memory_name(data))
+    y_unit, y_title = axis_of(front.y, front.y_better, ys, score_name=metric, memory_name=memory_name(data))
     foot = f"predicted; {front.provenance}. {ROOTED if kind_of(ys) == 'root' else ''}"
     figure, [axes] = canvas(f"{model_name(data)}: what could be had", foot, 7.2, 4.8)
     at = [(point.x / x_unit, point.y / y_unit) for point in front.points]

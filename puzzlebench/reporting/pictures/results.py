@@ -54,6 +54,8 @@ def draw_speed(data: ReportData) -> Figure | None:
     if speed is None:
         return None
     foot = f"{speed.stated['device']}, {speed.stated['engine']} {speed.stated['engine_version']}; {speed.scenario_text}"
+    if speed.other_setup:
+        foot += "; the cost table is of another device, engine or number format"
     figure, panels = canvas("Predicted and measured", foot, 9, 1.6 + 0.6 * len(speed.models), len(MEASURES))
     for axes, measure in zip(panels, MEASURES, strict=True):
         scale, unit = time_unit(max(one.milliseconds[measure].value for one in speed.models))

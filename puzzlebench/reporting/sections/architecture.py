@@ -24,7 +24,7 @@ def architecture_section(data: ReportData) -> Html:
     """Picture, parameters and the list of blocks."""
     title = "The architecture"
     if data.search is None or data.parent is None:
-        return section("architecture", title, absent("search/search.json", "the search"))
+        return section("architecture", title, absent("search/search.json", "the search", data.passed_over))
     child, parent = data.search.architecture, data.parent
     label = "Layers of the chosen child: attention up, FFN down, parts of the parent's"
     picture = responsive(lambda width: draw_layers(child, parent, width, label=label))

@@ -18,7 +18,7 @@ def costs_section(data: ReportData) -> Html:
     """Bars by part and the numbers under them."""
     title = "Where the time goes"
     if data.costs is None:
-        return section("costs", title, absent("costs.parquet", "profiling"))
+        return section("costs", title, absent("costs.parquet", "profiling", data.passed_over))
     costs, search = data.costs, data.search
     if search is None or costs.child_times is None or costs.parent_times is None:
         return section("costs", title, tag("p", f"Not to be told: {costs.why}.", class_="absent"))

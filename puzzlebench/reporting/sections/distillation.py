@@ -5,9 +5,9 @@ from __future__ import annotations
 from puzzlebench.reporting.charts.curves import draw_curves
 from puzzlebench.reporting.charts.frame import line, point
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.losses import Curve
+from puzzlebench.reporting.losses import Curve, Distillation
 from puzzlebench.reporting.markup import Html, responsive, tag
-from puzzlebench.reporting.numbers import digits, duration, signed_percent
+from puzzlebench.reporting.numbers import NOTHING, digits, duration, signed_percent
 from puzzlebench.reporting.sections.parts import absent, figure, legend, section, swatch, table
 
 
@@ -16,10 +16,10 @@ def distillation_section(data: ReportData) -> Html:
     title = "Global distillation"
     found = data.distillation
     if found is None:
-        return section("distillation", title, absent("distilled/distillation.json", "distillation"))
+        return section("distillation", title, absent("distilled/distillation.json", "distillation", data.passed_over))
     facts = found.stated
     rate = found.tokens / found.seconds if found.seconds > 0 else float("nan")
-    ends = [curve for curve in (*found.curves, *found.others) if len(curve.held_out) > 1]
+    ends = [curve for curve in (*found.curves, *found.others) if curve.last is not None]
     return section(
         "distillation",
         title,
@@ -35,6 +35,7 @@ def distillation_section(data: ReportData) -> Html:
         table(["loss, held out", "before", "after", "change"], map(_row, ends), label="Held-out losses")
         if ends
         else None,
+        _lengths(found),
         tag(
             "p", f"Not trained on, for comparison: {', '.join(_words(curve) for curve in found.others)}.", class_="note"
         )
@@ -50,9 +51,24 @@ def distillation_section(data: ReportData) -> Html:
 
 
 def _row(curve: Curve) -> list[object]:
-    (_, first), (_, last) = curve.held_out[0], curve.held_out[-1]
-    change = signed_percent(last / first - 1) if first else "–"
-    return [_words(curve), digits(first), digits(last), change]
+    first, last = curve.first, curve.last
+    assert last is not None, "rows are of curves with an end"
+    change = signed_percent(last / first - 1) if first else NOTHING
+    return [_words(curve), NOTHING if first is None else digits(first), digits(last), change]
+
+
+def _lengths(found: Distillation) -> Html | None:
+    """A note where held-out rows grew: losses of rows of different lengths do not compare."""
+    grown = {length for curve in (*found.curves, *found.others) for length in curve.lengths if length is not None}
+    if len(grown) < 2:
+        return None
+    words = " and ".join(f"{length:,}" for length in sorted(grown))
+    return tag(
+        "p",
+        f"Held-out rows are of {words} tokens. Losses of different lengths do not compare: a change is given where the "
+        "last rows are as long as those before training.",
+        class_="note",
+    )
 
 
 def _words(curve: Curve) -> str:

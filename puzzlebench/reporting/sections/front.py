@@ -9,7 +9,7 @@ from puzzlebench.reporting.charts.frame import point
 from puzzlebench.reporting.charts.front import ROOTED, draw_front, kind_of
 from puzzlebench.reporting.charts.layers import draw_layers
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.describe import broken_by_parent, limits_words, metric_name, summary
+from puzzlebench.reporting.describe import broken_by_parent, limits_words, memory_name, metric_name, summary
 from puzzlebench.reporting.markup import NARROW, Html, responsive, tag
 from puzzlebench.reporting.numbers import quantity
 from puzzlebench.reporting.sections.parts import absent, details, figure, legend, section, swatch, table
@@ -31,7 +31,7 @@ def front_section(data: ReportData) -> Html:
     """The chart, the pictures beside it and the table of all points."""
     title = "Choosing the architecture"
     if data.front is None:
-        return section("front", title, absent("search/front.json", "the search"))
+        return section("front", title, absent("search/front.json", "the search", data.passed_over))
     front, search = data.front, data.search
     points = sorted(front.points, key=lambda one: one.x)
     parent = {} if search is None else search.parent_values
@@ -48,7 +48,10 @@ def front_section(data: ReportData) -> Html:
     }
     metric = "score" if data.scores is None else metric_name(data.scores.metric)
     picture = responsive(
-        lambda width: draw_front(front, width, parent=parent, chosen=chosen, tips=tips, score_name=metric), _CHART
+        lambda width: draw_front(
+            front, width, parent=parent, chosen=chosen, tips=tips, score_name=metric, memory_name=memory_name(data)
+        ),
+        _CHART,
     )
     ys = [one.y for one in points] + [found[front.y] for found in (parent, chosen) if front.y in found]
     note = ROOTED if kind_of(ys) == "root" else None

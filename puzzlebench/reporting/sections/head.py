@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from puzzlebench.reporting.charts.layers import draw_layers
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.describe import gpu_name, model_name, scenario_words
+from puzzlebench.reporting.describe import gpu_name, memory_name, model_name, scenario_words, stage_duration
 from puzzlebench.reporting.markup import NARROW, Html, tag
 from puzzlebench.reporting.numbers import (
     NBSP,
@@ -102,7 +102,8 @@ def _speed(data: ReportData) -> Html | None:
     if child in speed.predicted_speed_ups:
         predicted, error = speed.predicted_speed_ups[child]["generate"], speed.errors[child]["generate"]
         note = tag("span", kind("predicted"), f" {times(predicted)}, off by {signed_percent(error)}")
-    return _tile("Speed-up of generation", times(faster.value), "measured", spread(faster, times), note)
+    other = "The cost table is of another setup, see Speed" if speed.other_setup else None
+    return _tile("Speed-up of generation", times(faster.value), "measured", spread(faster, times), note, other)
 
 
 def _kept(data: ReportData) -> Html | None:
@@ -126,7 +127,7 @@ def _size(data: ReportData) -> Html | None:
         return None
     mine, own = search.values, search.parent_values
     memory = column_name("memory", search.scenarios[0], search.scenarios)
-    used = f" {quantity(memory, mine[memory])} of memory per GPU, parent {quantity(memory, own[memory])}"
+    used = f" {quantity(memory, mine[memory])} of {memory_name(data)}, parent {quantity(memory, own[memory])}"
     return _tile(
         "Parameters kept",
         percent(mine["params"] / own["params"]),
@@ -142,10 +143,12 @@ def _took(data: ReportData) -> Html | None:
     if not stages:
         return None
     longest = max(stages, key=lambda stage: stage["seconds"])
+    resumed = sum(bool(stage.get("resumed")) for stage in stages)
     return _tile(
-        "Time of the run",
+        "Time of the run, at least" if resumed else "Time of the run",
         duration(sum(stage["seconds"] for stage in stages)),
         "measured",
         "",
-        f"{len(stages)} stages; longest: {longest['name']}, {duration(longest['seconds'])}",
+        f"{len(stages)} stages; longest: {longest['name']}, {stage_duration(longest)}",
+        f"{resumed} resumed after an interruption: only the last attempt counts" if resumed else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from puzzlebench.reporting.markup import Html, join, tag
@@ -14,6 +15,7 @@ KINDS: Final[Mapping[Kind, str]] = {
     "modelled": "of the cost table: cells from a datasheet, without a measurement of this kernel",
     "counted": "exact: follows from shapes alone",
 }
+NONE_PASSED_OVER: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def kind(name: Kind) -> Html:
@@ -33,9 +35,11 @@ def section(anchor: str, title: str, *children: object, lede: object = None, kin
     )
 
 
-def absent(file: str, stage: str) -> Html:
-    """The note for a part that the run folder lacks."""
-    return tag("p", "Not in this run: ", tag("code", file), f", which {stage} writes.", class_="absent")
+def absent(file: str, stage: str, passed_over: Mapping[str, str] = NONE_PASSED_OVER) -> Html:
+    """The note for a part that the run folder lacks, or has from another run."""
+    why = passed_over.get(file)
+    rest = f" The file is there, but {why}." if why else None
+    return tag("p", "Not in this run: ", tag("code", file), f", which {stage} writes.", rest, class_="absent")
 
 
 def table(heads: Sequence[object], rows: Iterable[Sequence[object]], *, label: str, text_columns: int = 1) -> Html:
@@ -72,6 +76,11 @@ def scrolling(content: Html, label: str) -> Html:
 def facts(pairs: Iterable[tuple[object, object]]) -> Html:
     """Names and values."""
     return tag("dl", *(join((tag("dt", name), tag("dd", value))) for name, value in pairs))
+
+
+def fingerprint(digest: str) -> Html:
+    """Its beginning, as long as `short_digest` makes them; pointing at it shows all of it."""
+    return tag("code", digest[:12], title=digest if len(digest) > 12 else None)
 
 
 def details(summary: str, *children: object, wide: bool = False) -> Html:

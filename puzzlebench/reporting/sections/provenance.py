@@ -10,9 +10,10 @@ import yaml
 
 import puzzlebench
 from puzzlebench.reporting.data import ReportData
-from puzzlebench.reporting.markup import Html, tag
+from puzzlebench.reporting.describe import stage_duration
+from puzzlebench.reporting.markup import Html, join, tag
 from puzzlebench.reporting.numbers import NOTHING, duration, moment, percent, quantity
-from puzzlebench.reporting.sections.parts import KINDS, absent, details, facts, kind, section, table
+from puzzlebench.reporting.sections.parts import KINDS, absent, details, facts, fingerprint, kind, section, table
 
 _MACHINE = {
     "cpu": "CPU",
@@ -45,6 +46,7 @@ def provenance_section(data: ReportData) -> Html:
         ),
         tag("h3", "Stages"),
         absent("run.json", "the run") if run is None else _stages(run),
+        join((tag("h3", "Files that are not shown"), left)) if (left := _passed_over(data)) else None,
         tag("h3", "Recipe"),
         absent("run.json", "the run") if run is None else _recipe(run),
         lede="What was run where, and how far its numbers go.",
@@ -115,7 +117,7 @@ def _choice(data: ReportData) -> list[tuple[object, object]]:
 def _rest(data: ReportData) -> list[tuple[object, object]]:
     rows: list[tuple[object, object]] = []
     if data.distillation is not None and (print_ := data.distillation.stated.get("parent_fingerprint")):
-        rows.append(("parent's fingerprint", tag("code", print_)))
+        rows.append(("parent's fingerprint", fingerprint(str(print_))))
     if data.retention is not None:
         stated = data.retention.stated
         rows.append(("evaluated", f"lm-eval {stated['lm_eval_version']}, {moment(stated.get('created', NOTHING))}"))
@@ -143,13 +145,27 @@ def _stages(run: Mapping[str, Any]) -> Html:
         [
             stage["name"],
             tag("span", tag("span", style=f"width:{max(100 * stage['seconds'] / longest, 0.5):.1f}%"), class_="meter"),
-            duration(stage["seconds"]),
+            stage_duration(stage),
             moment(stage.get("finished", NOTHING)).removesuffix(" UTC"),
-            tag("code", str(stage.get("key", NOTHING))[:12]),
+            fingerprint(str(stage.get("key", NOTHING))),
         ]
         for stage in stages
     ]
-    return table(["stage", "", "took", "finished (UTC)", "fingerprint"], rows, label="Stages of the run")
+    found = table(["stage", "", "took", "finished (UTC)", "fingerprint"], rows, label="Stages of the run")
+    if not any(stage.get("resumed") for stage in stages):
+        return found
+    words = "At least: the stage was interrupted and resumed, and only its last attempt was timed."
+    return join((found, tag("p", words, class_="note")))
+
+
+def _passed_over(data: ReportData) -> Html | None:
+    """Files of other runs, by why they are not shown."""
+    reasons: dict[str, list[str]] = {}
+    for file, why in data.passed_over.items():
+        reasons.setdefault(why, []).append(file)
+    if not reasons:
+        return None
+    return tag("ul", *(tag("li", f"{', '.join(files)}: {why}.") for why, files in reasons.items()), class_="note")
 
 
 def _recipe(run: Mapping[str, Any]) -> Html:

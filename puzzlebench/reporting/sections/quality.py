@@ -26,7 +26,7 @@ def quality_section(data: ReportData) -> Html:
     if data.distilled is not None:
         states.append(("after distillation", data.distilled, "dot"))
     if not states:
-        return section("quality", title, absent("evaluation/distilled/retention.json", "evaluation"))
+        return section("quality", title, absent("evaluation/distilled/retention.json", "evaluation", data.passed_over))
     names = list(dict.fromkeys(task.task for _, found, _ in states for task in found.tasks))
     rows = []
     for name in (_OVERALL, *names):

@@ -14,7 +14,7 @@ def scores_section(data: ReportData) -> Html:
     """Heat map, its colours, and all scores."""
     title = "What each block costs in quality"
     if data.scores is None:
-        return section("scores", title, absent("scores/kl.parquet", "scoring"))
+        return section("scores", title, absent("scores/kl.parquet", "scoring", data.passed_over))
     heat, metric = heat_of(data.scores), metric_name(data.scores.metric)
     chosen = None if data.search is None else data.search.architecture
     samples = sorted({int(count) for count in data.scores.frame["samples"]} - {0})
