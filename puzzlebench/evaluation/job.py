@@ -11,7 +11,7 @@ from typing import Final
 
 import puzzlebench
 from puzzlebench.evaluation.bundled import BUNDLED, GROUP, bundled_folder
-from puzzlebench.evaluation.models import Backend
+from puzzlebench.evaluation.models import Backend, find_model
 from puzzlebench.evaluation.records import Retention, retention_json
 from puzzlebench.evaluation.retention import compare
 from puzzlebench.evaluation.running import Settings, run_side
@@ -81,26 +81,24 @@ def run_eval_job(job: EvalJob, *, progress: Callable[[float, str], None] = lambd
     tasks = tuple(dict.fromkeys(one for task in job.tasks for one in (BUNDLED if task == GROUP else (task,))))
     if to_run and not tasks:
         raise ValueError(f"say which tasks the {to_run[0]} is evaluated on: --tasks {GROUP}, or names of lm-eval")
+    # What is not there is said before anything runs.
+    backend = _backend(job)
+    models = {which: find_model(name, backend) for which, name in sides if which in to_run}
+    found = {which: read_side(Path(name).expanduser()) for which, name in sides if which not in to_run}
     make_folder(job.out)
     with locked(job.out / ".lock", "evaluates"):
-        found: list[Side] = []
-        for number, (which, name) in enumerate(sides):
-            share = 1 / len(to_run) if which in to_run else 0.0
-            begin = to_run.index(which) * share if which in to_run else float(number) * (not to_run)
+        for number, which in enumerate(to_run):
 
-            def report(done: float, stage: str, begin: float = begin, share: float = share, who: str = which) -> None:
-                progress(begin + done * share, f"{who}: {stage}")
+            def report(done: float, stage: str, number: int = number, who: str = which) -> None:
+                progress((number + done) / len(to_run), f"{who}: {stage}")
 
-            if which in to_run:
-                found.append(
-                    run_side(name, tasks, job.out / which, _backend(job), _settings(job, tasks), progress=report)
-                )
-            else:
-                report(0.0, "results")
-                found.append(read_side(Path(name).expanduser()))
+            found[which] = run_side(
+                models[which], tasks, job.out / which, backend, _settings(job, tasks), progress=report
+            )
         progress(1.0, "comparison")
-        parent, child = found
-        retention = compare(parent, child, _asked(tasks, found), metrics=job.metrics, seed=job.seed)
+        parent, child = found["parent"], found["child"]
+        asked = _asked(tasks, [parent, child])
+        retention = compare(parent, child, asked, metrics=job.metrics, seed=job.seed)
         stated = {
             "schema_version": SCHEMA_VERSION,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -123,7 +121,7 @@ def _backend(job: EvalJob) -> Backend:
 
 def _settings(job: EvalJob, tasks: tuple[str, ...]) -> Settings:
     paths = [] if job.include_path is None else [job.include_path]
-    if any(task in BUNDLED for task in tasks):
+    if any(task.startswith("puzzlebench_") for task in tasks):  # misspelt ones too, for near names
         make_folder(cache_folder())
         paths.append(bundled_folder(cache_folder(), job.split))
     return Settings(

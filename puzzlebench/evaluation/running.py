@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from puzzlebench.digest import short_digest
-from puzzlebench.evaluation.models import Backend, ModelFiles, find_model, model_arguments, open_model
+from puzzlebench.evaluation.models import Backend, ModelFiles, model_arguments, open_model
 from puzzlebench.evaluation.stored import OWN_KEY, Side, read_side
 from puzzlebench.files import make_folder, unfinished
 from puzzlebench.harness import find_tasks, without_bars
@@ -47,14 +47,13 @@ class Settings:
 
 
 def run_side(
-    name: str, tasks: Sequence[str], folder: Path, backend: Backend, settings: Settings, *, progress: Progress
+    model: ModelFiles, tasks: Sequence[str], folder: Path, backend: Backend, settings: Settings, *, progress: Progress
 ) -> Side:
     """The results of a model on tasks and groups; those that the folder has already are not run.
 
     Raises:
-        ValueError: there is no such model or task, or the folder cannot be written to.
+        ValueError: there is no such task, or the folder cannot be written to.
     """
-    model = find_model(name, backend)
     stated = _stated(model, backend, settings)
     keys = {task: short_digest({**stated, "task": task}) for task in tasks}
     there = _finished(folder)
