@@ -14,10 +14,8 @@ from puzzlebench.progress import progress
 if TYPE_CHECKING:
     from puzzlebench.measuring.device import Device
     from puzzlebench.measuring.plan import Effort
-    from puzzlebench.model.dtypes import WeightDtype
     from puzzlebench.model.spec import ModelSpec
     from puzzlebench.profiling.profile import Grid
-    from puzzlebench.scenario import Precision
 
 _HERE = ("local", "cpu", "cuda")
 
@@ -67,14 +65,6 @@ def _engine_is_live(arguments: argparse.Namespace) -> bool:
     return arguments.engine is None or arguments.engine in ENGINES
 
 
-def live_precision(arguments: argparse.Namespace, device: Device) -> Precision:
-    """The number formats asked for; fp32 on a CPU and bf16 on a GPU by default."""
-    from puzzlebench.scenario import Precision
-
-    weights: WeightDtype = arguments.weight_dtype or ("fp32" if device.kind == "cpu" else "bf16")
-    return Precision(weight_dtype=weights, kv_dtype=arguments.kv_dtype or weights, tensor_parallel=arguments.tp)
-
-
 def profile_live_command(
     arguments: argparse.Namespace,
     device: Device,
@@ -83,14 +73,15 @@ def profile_live_command(
     asked_grid: dict[str, tuple[int, ...]],
 ) -> None:
     """Measure, write the table, print it."""
-    from puzzlebench.measuring.live import profile_live
+    from puzzlebench.measuring.live import live_precision, profile_live
     from puzzlebench.model.space import default_space
     from puzzlebench.profiling.cost_table import write_cost_table
     from puzzlebench.render import cost_table_json, print_cost_table, print_json, print_measurement
 
     if arguments.engine_version is not None:
         raise ValueError("--engine-version is of shipped kernels; a live measurement runs what is installed")
-    precision, engine = live_precision(arguments, device), arguments.engine or "torch"
+    precision = live_precision(device, arguments.weight_dtype, arguments.kv_dtype, arguments.tp)
+    engine = arguments.engine or "torch"
     space = default_space(spec, architecture, kv_heads=arguments.kv_heads, ffn_multiple=arguments.ffn_multiple)
     out: Path = arguments.out or Path(
         f"{spec.name.replace('/', '--')}.{device.name}.{engine}.{precision.weight_dtype}-{precision.kv_dtype}"
@@ -128,6 +119,7 @@ def validate_live_command(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option):
             raise ValueError(f"--{option} has no meaning with --live; --seconds says how long to measure")
     from puzzlebench.measuring.composition import check_composition, median_error
+    from puzzlebench.measuring.live import live_precision
     from puzzlebench.model.catalog import load_model
     from puzzlebench.model.space import default_space
     from puzzlebench.render import print_composition, print_json
@@ -135,7 +127,7 @@ def validate_live_command(arguments: argparse.Namespace) -> None:
     device = live_device(argparse.Namespace(**{**vars(arguments), "source": "live"}))
     assert device is not None
     spec, architecture = load_model(arguments.model)
-    precision = live_precision(arguments, device)
+    precision = live_precision(device, arguments.weight_dtype, arguments.kv_dtype, arguments.tp)
     grid = _grid(device, _asked_grid(arguments))
     grid = replace(grid, context_lens=grid.prefill_lens)
     engine = arguments.engine or "torch"

@@ -75,15 +75,18 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def summary(folder: Path, done: Collection[str]) -> dict[str, Any]:
     """The headline figures of a run, of the stages that are done."""
+    from puzzlebench.pipeline.run_folder import RunFolder
+
+    run = RunFolder(path=folder)
     found: dict[str, Any] = {"path": str(folder)}
     for name, stage, file in (
-        ("solution", "distil", folder / "distilled" / "puzzle_solution.json"),
-        ("speed", "speed", folder / "speed" / "speed.json"),
-        ("before", "evaluate", folder / "evaluation" / "realised" / "retention.json"),
-        ("after", "evaluate", folder / "evaluation" / "distilled" / "retention.json"),
+        ("solution", "distil", run.distilled / "puzzle_solution.json"),
+        ("speed", "speed", run.speed / "speed.json"),
+        ("before", "evaluate", run.evaluation / "realised" / "retention.json"),
+        ("after", "evaluate", run.evaluation / "distilled" / "retention.json"),
     ):
         found[name] = json.loads(file.read_text()) if stage in done and file.exists() else None
-    return found | {"report": str(folder / "report" / "report.html") if "report" in done else None}
+    return found | {"report": str(run.report / "report.html") if "report" in done else None}
 
 
 def _print_plan(recipe: RunRecipe, planned: list[Planned], folder: Path) -> None:

@@ -349,7 +349,8 @@ def _scenarios(arguments: argparse.Namespace, table: CostTable) -> tuple[Serving
 
 def _limits(arguments: argparse.Namespace, table: CostTable) -> tuple[tuple[ResourceLimit, ...], bool]:
     """The limits asked for, and whether the one of memory is our own."""
-    from puzzlebench.searching.scenarios import ResourceLimit, join_limits, parse_limit
+    from puzzlebench.searching.costs import device_memory_limit
+    from puzzlebench.searching.scenarios import join_limits, parse_limit
 
     given = []
     for resource in _LIMITED:
@@ -357,11 +358,8 @@ def _limits(arguments: argparse.Namespace, table: CostTable) -> tuple[tuple[Reso
             text = getattr(arguments, f"{side}_{resource}")
             if text is not None and not (resource == "memory" and side == "max" and text == "none"):
                 given.append(parse_limit(f"{side}-{resource}", text))
-    gpu_bytes = table.metadata.get("gpu", {}).get("memory_bytes")
-    ours = arguments.max_memory is None and gpu_bytes is not None
-    if ours:
-        given.append(ResourceLimit(resource="memory", high=float(int(_USABLE_MEMORY * gpu_bytes))))
-    return join_limits(given), ours
+    ours = device_memory_limit(table, _USABLE_MEMORY) if arguments.max_memory is None else None
+    return join_limits([*given, *([ours] if ours else [])]), ours is not None
 
 
 def _batch_sizes(text: str, costs: SearchCosts) -> tuple[int, ...]:

@@ -24,6 +24,24 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write in a `with`, what then takes the file's place; a reader sees the old file or the new one.
+
+    Raises:
+        ValueError: the folder does not exist or cannot be written to, or the disk is full.
+    """
+    part = unfinished(path)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it where there are none; ValueError where that cannot be."""
     try:
@@ -80,12 +98,5 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ValueError: the folder does not exist or cannot be written to.
     """
-    part = unfinished(path)
-    try:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

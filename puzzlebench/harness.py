@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import io
 import logging
 import re
@@ -46,6 +47,16 @@ def find_tasks(tasks: Sequence[str], include_paths: Sequence[Path] = ()) -> Any:
             hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
             raise ValueError(f"lm-eval has no task {task!r}; {hint}")
     return known
+
+
+def task_files_digest(folder: Path | None) -> str:
+    """SHA-256 of a folder's files, what Python compiled of them aside: what tasks of one's own are decided by."""
+    digest = hashlib.sha256()
+    if folder is not None:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def quiet_logging() -> None:

@@ -208,15 +208,10 @@ def _cost_table(job: AblationJob, files: ParentFiles, space: SearchSpace, tell: 
         from puzzlebench.measuring.device import local_device
         from puzzlebench.measuring.live import profile_live
         from puzzlebench.measuring.plan import Effort
-        from puzzlebench.profiling.profile import Grid
+        from puzzlebench.profiling.profile import scenario_grid
         from puzzlebench.scenario import Precision as Formats
 
-        first, last = job.prefill_len, job.prefill_len + job.decode_len
-        grid = Grid(
-            batch_sizes=(job.batch_size,),
-            prefill_lens=(first,),
-            context_lens=tuple(sorted({first, (first + last) // 2, last})),
-        )
+        grid = scenario_grid(batch_size=job.batch_size, prefill_len=job.prefill_len, decode_len=job.decode_len)
         profile = profile_live(
             files.spec,
             files.architecture,

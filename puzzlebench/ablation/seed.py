@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -32,7 +32,6 @@ from puzzlebench.library.store import open_library
 from puzzlebench.model.blocks import Architecture, architecture_from_json, architecture_to_json
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.model.space import SearchSpace
-from puzzlebench.model.spec import ModelSpec
 from puzzlebench.parent.open import find_parent, load_parent
 from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.scores import ScoreTable, parameter_scores, read_score_table
@@ -69,16 +68,6 @@ class Choice:
     note: str = ""
 
 
-def _named(table: CostTable, spec: ModelSpec) -> CostTable:
-    """The cost table with the parent's name: a search wants scores and costs of one name, and shapes decide costs.
-
-    Raises:
-        ValueError: it is of a model of other shapes.
-    """
-    check_same_shapes(table, spec)
-    return replace(table, metadata=table.metadata | {"model": {**table.metadata["model"], "name": spec.name}})
-
-
 class Runner:
     """Does what a seed's ablations need, each piece once."""
 
@@ -99,7 +88,8 @@ class Runner:
         self._space = space
         self._train_text, self._score_text, self._report = train_text, score_text, report
         self._files = find_parent(parent, quiet=True)
-        self._table = _named(table, self._files.spec)
+        check_same_shapes(table, self._files.spec)
+        self._table = table
         self._spent, self._of = 0.0, 1.0
 
     def run(self, experiments: tuple[Experiment, ...]) -> dict[tuple[str, str], dict[str, Any]]:

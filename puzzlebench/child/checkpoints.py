@@ -17,6 +17,7 @@ from torch import nn
 
 from puzzlebench.child import modeling_heterogeneous
 from puzzlebench.child.configs import MODELING_FILE, auto_map, check_family
+from puzzlebench.errors import first_line
 
 
 def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mapping[str, str] | None = None) -> None:
@@ -57,7 +58,7 @@ def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mappin
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(f"cannot write {folder}: {_first_line(error)}") from None
+        raise ValueError(f"cannot write {folder}: {first_line(error)}") from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -88,7 +89,7 @@ def load_causal_lm(
             config._attn_implementation = "eager"  # sdpa has no soft caps, and older versions then leave them out
         model, report = _model_class(stated).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} is broken: {len(missing)} weights are missing, the first is {missing[0]}")
     loaded: nn.Module = model.to(device)
@@ -110,8 +111,3 @@ def _check_folder(name: str | Path) -> None:
         raise ValueError(f"{name} is not a checkpoint: it has no config.json")
     if not folder.exists() and (isinstance(name, Path) or folder.is_absolute() or str(name).startswith(".")):
         raise ValueError(f"{name} does not exist")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from puzzlebench.model.checks import require_positive_int
-from puzzlebench.training.optimisers import OptimiserName
+from puzzlebench.model.checks import require_positive_int, require_whole_number
+from puzzlebench.training.optimisers import OptimiserName, check_optimiser
 
 TERMS: Final = ("cosine", "forward_kl", "reverse_kl", "tvd", "lm")
 """Names of the losses, in the order in which they are kept."""
@@ -116,17 +116,12 @@ class DistilRecipe:
             raise ValueError("a recipe needs at least one stage of sequences to train on")
         for name in ("warmup", "evaluations"):
             require_positive_int(name, getattr(self, name))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0, not {self.seed!r}")
-        for name in ("lr", "other_lr"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, not {getattr(self, name)!r}")
+        require_whole_number("seed", self.seed)
+        check_optimiser(self.optimiser, lr=self.lr, other_lr=self.other_lr)
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
         if not 0 < self.clip < math.inf:
             raise ValueError(f"clip must be positive and finite, not {self.clip!r}")
-        if self.optimiser not in ("muon", "adamw"):
-            raise ValueError(f"optimiser must be muon or adamw, not {self.optimiser!r}")
 
     @property
     def steps(self) -> int:

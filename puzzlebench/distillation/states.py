@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from puzzlebench.distillation.ranks import Ranks
+from puzzlebench.errors import first_line
 from puzzlebench.files import write_text
 from puzzlebench.training.checkpoints import SaveClock, restore_training, save_training
 from puzzlebench.training.optimisers import Optimisers
@@ -102,7 +103,7 @@ class States:
         try:
             checkpoint.save(tensors, checkpoint_id=part)
         except (OSError, checkpoint.api.CheckpointException) as error:
-            raise ValueError(f"cannot write {part}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"cannot write {part}: {first_line(error)}") from None
         self._ranks.wait()
         if self._ranks.index == 0:
             write_text(part / _FACTS, json.dumps(facts))

@@ -20,6 +20,7 @@ import numpy as np
 from puzzlebench.digest import short_digest
 from puzzlebench.distillation.data import HELD_OUT, Batch, Numbers, own_share
 from puzzlebench.distillation.recipe import Stage
+from puzzlebench.errors import first_line
 from puzzlebench.text.corpus import read_documents
 from puzzlebench.text.tokens import Tokens
 
@@ -82,8 +83,7 @@ def _hub_texts(source: HubText, skip: int) -> Iterator[str]:
                 raise ValueError(f"no text in column {source.column!r}; its columns are {', '.join(row)}")
             yield text
     except Exception as error:  # of its HTTP clients and parsers
-        reason = str(error).strip() or type(error).__name__
-        raise ValueError(f"data set {source.name}: {reason.splitlines()[0]}") from None
+        raise ValueError(f"data set {source.name}: {first_line(error)}") from None
 
 
 class _Slot:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from puzzlebench.errors import first_line
 from puzzlebench.harness import NEEDS_HARNESS, quiet_logging, without_bars
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.parent.open import EMBEDDED, ParentFiles, find_parent, load_tokenizer
@@ -82,11 +83,11 @@ def open_model(model: ModelFiles, backend: Backend) -> Any:
         try:
             kind = registry.get_model(backend.name)
         except (KeyError, ValueError, ImportError) as error:
-            raise ValueError(f"lm-eval has no backend {backend.name!r}: {_line(error)}") from None
+            raise ValueError(f"lm-eval has no backend {backend.name!r}: {first_line(error)}") from None
         try:
             return kind.create_from_arg_string(model_arguments(model, backend), {"batch_size": backend.batch_size})
         except (ImportError, OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{model.name} cannot be opened by {backend.name}: {_line(error)}") from None
+            raise ValueError(f"{model.name} cannot be opened by {backend.name}: {first_line(error)}") from None
     import torch
 
     from puzzlebench.child.checkpoints import load_causal_lm
@@ -104,8 +105,3 @@ def open_model(model: ModelFiles, backend: Backend) -> Any:
             batch_size=backend.batch_size,
             softmax_dtype="float32",  # in bf16 the sums over a line would be steps of 0.5
         )
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

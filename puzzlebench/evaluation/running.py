@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from puzzlebench.digest import short_digest
+from puzzlebench.errors import first_line
 from puzzlebench.evaluation.models import Backend, ModelFiles, model_arguments, open_model
 from puzzlebench.evaluation.stored import OWN_KEY, Side, read_side
 from puzzlebench.files import make_folder, unfinished
-from puzzlebench.harness import find_tasks, without_bars
+from puzzlebench.harness import find_tasks, task_files_digest, without_bars
 
 Progress = Callable[[float, str], None]
 
@@ -88,17 +88,9 @@ def _stated(model: ModelFiles, backend: Backend, settings: Settings) -> dict[str
         "num_fewshot": settings.num_fewshot,
         "chat": settings.chat,
         "seed": settings.seed,
-        "task_files": [_folder_digest(path) for path in settings.include_paths],
+        "task_files": [task_files_digest(path)[:12] for path in settings.include_paths],
         "lm_eval": importlib.metadata.version("lm_eval"),
     }
-
-
-def _folder_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _finished(folder: Path) -> set[str]:
@@ -150,7 +142,7 @@ def _run_task(
         with without_bars():
             loaded = manager.load([task])["tasks"]
     except Exception as error:  # of data sets' many libraries
-        raise ValueError(f"task {task} cannot be loaded: {_line(error)}") from error
+        raise ValueError(f"task {task} cannot be loaded: {first_line(error)}") from error
     if unsafe := [name for name, one in loaded.items() if getattr(one, "UNSAFE_CODE", False)]:
         raise ValueError(
             f"{unsafe[0]} runs code that the model wrote; run it with lm-eval in a sandbox, give the results"
@@ -200,8 +192,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -5,6 +5,7 @@ Ray carries the job and the reports; the library's folder must be one that every
 
 from __future__ import annotations
 
+from puzzlebench.errors import first_line
 from puzzlebench.launching.launchers import Outcome, Progress
 from puzzlebench.library.build import BuildReport
 from puzzlebench.library.job import LibraryJob, finish_job, run_job
@@ -27,7 +28,7 @@ def run_tasks(job: LibraryJob, *, shards: int, address: str | None, progress: Pr
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"Ray at {address or 'this machine'} cannot be reached: {_line(error)}") from None
+            raise ValueError(f"Ray at {address or 'this machine'} cannot be reached: {first_line(error)}") from None
     try:
         reports = _run_all(job, shards, progress)
     finally:
@@ -50,7 +51,7 @@ def _run_all(job: LibraryJob, shards: int, progress: Progress) -> tuple[BuildRep
         try:
             reports[shard] = ray.get(done)
         except ray.exceptions.RayError as error:
-            failures[shard] = _line(getattr(error, "cause", None) or error)
+            failures[shard] = first_line(getattr(error, "cause", None) or error)
     if failures:
         said = "; ".join(f"shard {shard} of {shards}: {reason}" for shard, reason in sorted(failures.items()))
         raise ValueError(f"{len(failures)} of {shards} shards failed, run it again to make what is missing. {said}")
@@ -60,8 +61,3 @@ def _run_all(job: LibraryJob, shards: int, progress: Progress) -> tuple[BuildRep
 def run_shard(job: LibraryJob, shard: int, shards: int) -> BuildReport:
     """What a task does."""
     return run_job(job, shard=shard, shards=shards)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

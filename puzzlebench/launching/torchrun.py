@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from puzzlebench.errors import first_line
 from puzzlebench.launching.launchers import Outcome, Progress
 from puzzlebench.library.build import BuildReport
 from puzzlebench.library.job import LibraryJob, finish_job, run_job
@@ -84,7 +85,6 @@ def _own_gpu(number: int) -> torch.device:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    if "by peer" in text:  # how gloo says that the other end of a connection is gone
+    if "by peer" in str(error):  # how gloo says that the other end of a connection is gone
         return "another rank ended; its own message says why"
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error)

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from puzzlebench.digest import short_digest
 from puzzlebench.library.initialise import InitRecipe
-from puzzlebench.model.checks import require_positive_int
-from puzzlebench.training.optimisers import OptimiserName
+from puzzlebench.model.checks import require_positive_int, require_whole_number
+from puzzlebench.training.optimisers import OptimiserName, check_optimiser
 from puzzlebench.training.precision import Precision
 
 Mode: TypeAlias = Literal["decoupled", "coupled"]
@@ -60,17 +60,8 @@ class Training:
         for name in ("batch_size", "warmup", "evaluations"):
             require_positive_int(name, getattr(self, name))
         for name in ("steps", "patience", "seed"):
-            if (
-                isinstance(getattr(self, name), bool)
-                or not isinstance(getattr(self, name), int)
-                or getattr(self, name) < 0
-            ):
-                raise ValueError(f"{name} must be a whole number of at least 0, not {getattr(self, name)!r}")
-        for name in ("lr", "other_lr"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, not {getattr(self, name)!r}")
-        if self.optimiser not in ("muon", "adamw"):
-            raise ValueError(f"optimiser must be muon or adamw, not {self.optimiser!r}")
+            require_whole_number(name, getattr(self, name))
+        check_optimiser(self.optimiser, lr=self.lr, other_lr=self.other_lr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from puzzlebench.measuring.plan import CACHE_FACTOR, Effort, Plan, plan_workload
 from puzzlebench.measuring.results import Measured, Results
 from puzzlebench.measuring.workload import Cell, Workload, is_no_op, plan_cells
 from puzzlebench.model.blocks import Architecture, parse_sub_block
+from puzzlebench.model.dtypes import KVDtype, WeightDtype
 from puzzlebench.model.space import SearchSpace
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.profiling.cost_table import CostTable
@@ -32,6 +33,14 @@ from puzzlebench_profiles.datasheets import bundled_datasheets
 
 CPU_GRID: Final = Grid(batch_sizes=(1, 4, 16), prefill_lens=(64, 128, 256), context_lens=(64, 128, 256))
 """Where a CPU is measured unless asked otherwise: what it can be timed at in minutes."""
+
+
+def live_precision(
+    device: Device, weight_dtype: WeightDtype | None = None, kv_dtype: KVDtype | None = None, tensor_parallel: int = 1
+) -> Precision:
+    """The number formats asked for; fp32 on a CPU and bf16 on a GPU by default, the cache's as the weights'."""
+    weights: WeightDtype = weight_dtype or ("fp32" if device.kind == "cpu" else "bf16")
+    return Precision(weight_dtype=weights, kv_dtype=kv_dtype or weights, tensor_parallel=tensor_parallel)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

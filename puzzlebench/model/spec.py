@@ -3,8 +3,9 @@
 Knows nothing about files (see `hf_config`), bytes (see `memory`) or what a layer computes beyond its weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP
 from puzzlebench.model.checks import require_positive_int
@@ -99,6 +100,18 @@ class ModelSpec:
 def spec_facts(spec: ModelSpec) -> dict[str, Any]:
     """Every field, as JSON gives it back."""
     return {**asdict(spec), "sliding_windows": list(spec.sliding_windows)}
+
+
+_NOT_SHAPES: Final = ("name", "torch_dtype", "max_position_embeddings", "sliding_windows")
+"""Of a spec: what costs do not depend on; windows stand in the sub-blocks' names."""
+
+
+def same_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two `spec_facts` agree in all that costs depend on: a Hub id and a bundled one may name one model."""
+    first, second = (
+        {name: value for name, value in facts.items() if name not in _NOT_SHAPES} for facts in (one, other)
+    )
+    return first == second
 
 
 def parent_architecture(spec: ModelSpec) -> Architecture:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from puzzlebench.child.checkpoints import load_causal_lm
+from puzzlebench.errors import first_line
 from puzzlebench.model.blocks import Architecture
 from puzzlebench.model.catalog import list_models, load_model
 from puzzlebench.model.spec import ModelSpec
@@ -85,7 +86,7 @@ def empty_parent(files: ParentFiles, dtype: torch.dtype) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{files.folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{files.folder} cannot be loaded: {first_line(error)}") from None
     register: Any = register_module_parameter_registration_hook
     hook = register(without_memory)
     try:
@@ -105,8 +106,7 @@ def load_tokenizer(files: ParentFiles) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(files.folder))
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: the conversion of a slow tokenizer
-        reason = str(error).strip() or type(error).__name__
-        raise ValueError(f"{files.folder} has no tokenizer that can be read: {reason.splitlines()[0]}") from None
+        raise ValueError(f"{files.folder} has no tokenizer that can be read: {first_line(error)}") from None
 
 
 def _hub_id(name: str) -> str:
@@ -127,5 +127,4 @@ def _download(name: str) -> Path:
             f"{name} is gated; accept its licence on the Hub and log in with `hf auth login`, or give a directory"
         ) from None
     except Exception as error:  # its HTTP client's errors differ by version
-        reason = str(error).strip() or type(error).__name__
-        raise ValueError(f"{name} could not be downloaded: {reason.splitlines()[0]}") from None
+        raise ValueError(f"{name} could not be downloaded: {first_line(error)}") from None

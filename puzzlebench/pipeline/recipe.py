@@ -282,8 +282,8 @@ def recipe_from_json(stated: Mapping[str, Any]) -> RunRecipe:
 
 def recipe_to_json(recipe: RunRecipe) -> dict[str, Any]:
     """Plain values; the inverse of `recipe_from_json`."""
-    plain: dict[str, Any] = _plain(asdict(recipe))
-    return plain
+    stated: dict[str, Any] = plain(recipe)
+    return stated
 
 
 def recipe_yaml(recipe: RunRecipe) -> str:
@@ -300,15 +300,9 @@ def _check_time(sessions: int, seconds: float) -> None:
         raise ValueError(f"seconds must be above 0, not {seconds}")
 
 
-def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _plain(one) for key, one in value.items()}
-        case tuple() | list():
-            return [_plain(one) for one in value]
-        case Path():
-            return str(value)
-    return value
+def plain(settings: Any) -> Any:
+    """A dataclass of settings as what JSON gives back; paths are text."""
+    return json.loads(json.dumps(asdict(settings), default=str))
 
 
 def _put(stated: dict[str, Any], names: list[str], value: Any) -> None:

@@ -15,7 +15,7 @@ from puzzlebench.pipeline.run_folder import RunFolder
 from puzzlebench.profiling.cost_table import CostTable, open_cost_table
 from puzzlebench.scores import read_score_table
 from puzzlebench.searching.cells import spec_of
-from puzzlebench.searching.costs import SearchCosts, load_costs
+from puzzlebench.searching.costs import SearchCosts, device_memory_limit, load_costs
 from puzzlebench.searching.pareto import front_json, pareto
 from puzzlebench.searching.report import search_facts, search_json, why_not_json, write_search
 from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario, join_limits, parse_limit
@@ -107,11 +107,8 @@ def _limits(target: SearchTarget, table: CostTable, parent_rate: float) -> tuple
     if target.speed_up is not None:
         asked = target.speed_up * (1 + target.margin) * parent_rate
         given.append(ResourceLimit(resource="throughput", low=asked))
-    gpu_bytes = table.metadata.get("gpu", {}).get("memory_bytes")
-    ours = gpu_bytes is not None and "max-memory" not in target.limits
-    if ours:
-        given.append(ResourceLimit(resource="memory", high=float(int(DEFAULT_MEMORY_FRACTION * gpu_bytes))))
-    return join_limits(given), ours
+    ours = None if "max-memory" in target.limits else device_memory_limit(table, DEFAULT_MEMORY_FRACTION)
+    return join_limits([*given, *([ours] if ours else [])]), ours is not None
 
 
 def _refusal(found: WhyNot, parent_rate: float) -> str:

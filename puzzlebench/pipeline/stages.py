@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -18,9 +18,10 @@ import torch
 from puzzlebench.digest import short_digest
 from puzzlebench.files import make_folder, unfinished, write_text
 from puzzlebench.model.blocks import architecture_from_json
+from puzzlebench.model.space import SearchSpace, default_space
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.parent.open import ParentFiles, find_parent
-from puzzlebench.pipeline.recipe import RunRecipe
+from puzzlebench.pipeline.recipe import RunRecipe, plain
 from puzzlebench.pipeline.run_folder import RunFolder, file_digest, version
 from puzzlebench.pipeline.search_stage import run_search
 from puzzlebench.searching.quantities import parse_bytes
@@ -92,6 +93,12 @@ def start_run(recipe: RunRecipe, path: Path) -> Run:
     return Run(recipe=recipe, folder=RunFolder(path=path), device=device, precision=precision)
 
 
+def _space(run: Run) -> SearchSpace:
+    """The blocks that are timed and made."""
+    settings, files = run.recipe.library, run.files
+    return default_space(files.spec, files.architecture, kv_heads=settings.kv_heads, ffn_multiple=settings.ffn_multiple)
+
+
 def _parent(run: Run, report: Report) -> None:
     files = find_parent(run.recipe.parent, report=report)
     run.parent = files
@@ -108,9 +115,8 @@ def _parent_output(folder: RunFolder) -> str | None:
 
 
 def _profile(run: Run, report: Report) -> None:
-    from puzzlebench.model.space import default_space
     from puzzlebench.profiling.cost_table import open_cost_table, write_cost_table
-    from puzzlebench.profiling.profile import Grid, build_cost_table
+    from puzzlebench.profiling.profile import build_cost_table, scenario_grid
     from puzzlebench.profiling.sources import open_kernels
     from puzzlebench.scenario import Precision as Formats
 
@@ -118,39 +124,28 @@ def _profile(run: Run, report: Report) -> None:
     if settings.costs is not None:
         write_cost_table(open_cost_table(str(settings.costs)), run.folder.costs)
         return
-    space = default_space(
-        files.spec,
-        files.architecture,
-        kv_heads=run.recipe.library.kv_heads,
-        ffn_multiple=run.recipe.library.ffn_multiple,
-    )
-    last = served.prefill_len + served.decode_len
-    middle = served.prefill_len + served.decode_len // 2
-    grid = Grid(
-        batch_sizes=(served.batch_size,),
-        prefill_lens=(served.prefill_len,),
-        context_lens=tuple(sorted({served.prefill_len, middle, last})),
-    )
-    on_cpu = settings.is_here and (settings.gpu == "cpu" or not torch.cuda.is_available())
-    weights = settings.weight_dtype or ("fp32" if on_cpu else "bf16")
-    formats = Formats(
-        weight_dtype=weights, kv_dtype=settings.kv_dtype or weights, tensor_parallel=settings.tensor_parallel
-    )
+    space = _space(run)
+    grid = scenario_grid(batch_size=served.batch_size, prefill_len=served.prefill_len, decode_len=served.decode_len)
     if not settings.is_here:
+        weights = settings.weight_dtype or "bf16"
+        formats = Formats(
+            weight_dtype=weights, kv_dtype=settings.kv_dtype or weights, tensor_parallel=settings.tensor_parallel
+        )
         gpu, kernels = open_kernels(settings.gpu, settings.engine or "trtllm", None)
         write_cost_table(build_cost_table(kernels, gpu, files.spec, space, formats, grid), run.folder.costs)
         return
     from puzzlebench.measuring.device import local_device
-    from puzzlebench.measuring.live import profile_live
+    from puzzlebench.measuring.live import live_precision, profile_live
     from puzzlebench.measuring.plan import Effort
 
+    device = local_device(settings.gpu)
     profile = profile_live(
         files.spec,
         files.architecture,
         space,
-        formats,
+        live_precision(device, settings.weight_dtype, settings.kv_dtype, settings.tensor_parallel),
         grid,
-        local_device(settings.gpu),
+        device,
         settings.engine or "torch",
         Effort(sessions=settings.sessions, seconds=settings.seconds),
         run.folder.path / "costs.run",
@@ -162,15 +157,11 @@ def _profile(run: Run, report: Report) -> None:
 def _library(run: Run, report: Report) -> None:
     from puzzlebench.launching.launchers import Local, run_library
     from puzzlebench.library.job import LibraryJob, job_recipe, load_tokens
-    from puzzlebench.model.space import default_space
 
     settings, files = run.recipe.library, run.files
-    space = default_space(
-        files.spec, files.architecture, kv_heads=settings.kv_heads, ffn_multiple=settings.ffn_multiple
-    )
     job = LibraryJob(
         parent=run.recipe.parent,
-        space=space,
+        space=_space(run),
         out=run.folder.library,
         data=run.recipe.data,
         sequences=settings.sequences,
@@ -274,9 +265,8 @@ def _evaluate(run: Run, report: Report) -> None:
     for place, name in enumerate(names):
         out = run.folder.evaluation / name
         make_folder(out)
-        if (
-            parents is not None and not (out / "parent").exists()
-        ):  # results are taken over where weights and settings fit
+        # The parent's results are taken over; evaluation checks that weights and settings are the same.
+        if parents is not None and not (out / "parent").exists():
             copied = unfinished(out / "parent")
             shutil.copytree(parents, copied)
             copied.rename(out / "parent")
@@ -357,12 +347,8 @@ def _checkpoint(name: str) -> Callable[[RunFolder], str | None]:
     return fingerprint
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(asdict(value), default=str))
-
-
 def _search_settings(run: Run) -> Any:
-    return [_plain(run.recipe.search), _plain(run.recipe.scenario), run.recipe.score.metric]
+    return [plain(run.recipe.search), plain(run.recipe.scenario), run.recipe.score.metric]
 
 
 def _tree(path: Path | None) -> str | None:
@@ -401,8 +387,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         outputs=("costs.parquet", "costs.run"),
         seconds=80,
         settings=lambda run: [
-            _plain(run.recipe.profile),
-            _plain(run.recipe.scenario),
+            plain(run.recipe.profile),
+            plain(run.recipe.scenario),
             run.recipe.library.kv_heads,
             run.recipe.library.ffn_multiple,
             file_digest(run.recipe.profile.costs) if run.recipe.profile.costs else _device_here(run),
@@ -415,7 +401,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent",),
         outputs=("library",),
         seconds=190,
-        settings=lambda run: [_plain(run.recipe.library), run.precision, _tree(run.recipe.data)],
+        settings=lambda run: [plain(run.recipe.library), run.precision, _tree(run.recipe.data)],
         run=_library,
         output=_library_output,
         resumes=True,
@@ -426,7 +412,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         outputs=("scores",),
         seconds=50,
         settings=lambda run: [
-            _plain(replace(run.recipe.score, metric="kl")),  # all metrics are taken at once
+            plain(replace(run.recipe.score, metric="kl")),  # all metrics are taken at once
             run.judging,
             _tree(run.recipe.validation_data),
         ],
@@ -457,7 +443,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent", "realise"),
         outputs=("distilled", "distilled.work"),
         seconds=280,
-        settings=lambda run: [_plain(run.recipe.distil), run.precision, _tree(run.recipe.data)],
+        settings=lambda run: [plain(run.recipe.distil), run.precision, _tree(run.recipe.data)],
         run=_distil,
         output=_checkpoint("distilled"),
     ),
@@ -467,7 +453,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         outputs=("evaluation",),
         seconds=120,
         settings=lambda run: [
-            _plain(run.recipe.evaluate),
+            plain(run.recipe.evaluate),
             run.judging,
             _tree(run.recipe.evaluate.include_path),
             version("lm_eval"),
@@ -483,8 +469,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         outputs=("speed",),
         seconds=70,
         settings=lambda run: [
-            _plain(run.recipe.speed),
-            _plain(run.recipe.scenario),
+            plain(run.recipe.speed),
+            plain(run.recipe.scenario),
             _device_here(run),
             _tree(run.recipe.validation_data),
         ],
@@ -497,7 +483,7 @@ STAGES: Final[tuple[Stage, ...]] = (
         needs=("parent", "profile", "library", "score", "search", "realise", "distil", "evaluate", "speed"),
         outputs=("report",),
         seconds=5,
-        settings=lambda run: _plain(run.recipe),  # it is printed in it
+        settings=lambda run: plain(run.recipe),  # it is printed in it
         run=_report,
         output=_contents("report/report.html"),
     ),

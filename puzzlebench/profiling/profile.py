@@ -57,6 +57,16 @@ class Grid:
         return batch.ravel(), length.ravel()
 
 
+def scenario_grid(*, batch_size: int, prefill_len: int, decode_len: int) -> Grid:
+    """The cells of one scenario: decode at the beginning, in the middle and at the end of the answer."""
+    middle, last = prefill_len + decode_len // 2, prefill_len + decode_len
+    return Grid(
+        batch_sizes=(batch_size,),
+        prefill_lens=(prefill_len,),
+        context_lens=tuple(sorted({prefill_len, middle, last})),
+    )
+
+
 def build_cost_table(
     kernels: KernelTimings,
     gpu: Datasheet,

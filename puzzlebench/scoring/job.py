@@ -6,7 +6,6 @@ Knows no command line. Scores of a layer survive an interruption, in a folder be
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import torch
 import puzzlebench
 from puzzlebench.digest import short_digest
 from puzzlebench.files import make_folder
+from puzzlebench.harness import task_files_digest
 from puzzlebench.library.activations import Storage
 from puzzlebench.library.job import data_fingerprint, load_tokens, parent_facts
 from puzzlebench.library.store import open_library
@@ -130,11 +130,7 @@ def run_score_job(
 
 def _task_version(task: TaskChoice) -> dict[str, str]:
     """What else decides a task: the harness's version, and the files of one's own."""
-    digest = hashlib.sha256()
-    for file in sorted(task.include_path.rglob("*")) if task.include_path else ():
-        if file.is_file():
-            digest.update(f"{file.relative_to(task.include_path or '')}\n".encode() + file.read_bytes())
-    return {"lm_eval": importlib.metadata.version("lm_eval"), "task_files": digest.hexdigest()}
+    return {"lm_eval": importlib.metadata.version("lm_eval"), "task_files": task_files_digest(task.include_path)}
 
 
 def _check_unseen(files: ParentFiles, data: Path | None, recipe: dict[str, Any]) -> None:

@@ -9,9 +9,8 @@ Legend for shapes: N choices, K sub-blocks of the table, S scenarios, R resource
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from puzzlebench.model.engine_rules import EngineRules
 from puzzlebench.model.memory import ACTIVATION_BYTES, LOGIT_BYTES
 from puzzlebench.model.parameters import embedding_parameters, head_parameters, sub_block_parameters
 from puzzlebench.model.sharding import padded_vocab_size
-from puzzlebench.model.spec import ModelSpec, spec_facts
+from puzzlebench.model.spec import ModelSpec, same_shapes, spec_facts
 from puzzlebench.profiling.arrays import BoolArray, FloatArray, IntArray
 from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.scores import ScoreTable
@@ -46,9 +45,6 @@ from puzzlebench_search.problem import Limit, Problem
 
 NORMAL_95 = 1.959964
 """Standard errors from the middle of a normal distribution to the ends of its 95 % interval."""
-
-_NOT_SHAPES = ("name", "torch_dtype", "max_position_embeddings", "sliding_windows")
-"""Of a spec: what costs do not depend on; windows stand in the sub-blocks' names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,21 +289,21 @@ def load_costs(
     )
 
 
+def device_memory_limit(table: CostTable, share: float) -> ResourceLimit | None:
+    """That much of the memory of the table's device; None where the table does not say how much it has."""
+    held = table.metadata.get("gpu", {}).get("memory_bytes")
+    return None if held is None else ResourceLimit(resource="memory", high=float(int(share * held)))
+
+
 def _check_same_model(scores: ScoreTable, spec: ModelSpec) -> None:
     model = scores.metadata.get("model")
-    if model is not None and model["name"] != spec.name and not _same_shapes(model, spec):
+    if model is not None and model["name"] != spec.name and not same_shapes(model, spec_facts(spec)):
         raise ValueError(f"the scores are of {model['name']}, the costs of {spec.name}")
     if scores.num_layers != spec.num_hidden_layers:
         raise ValueError(
             f"the scores are of {scores.num_layers} layers, the costs of {spec.name}, a model with "
             f"{spec.num_hidden_layers}"
         )
-
-
-def _same_shapes(stated: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Whether all facts agree but those that costs do not depend on: a Hub id and a bundled one may name one model."""
-    own = {name: value for name, value in spec_facts(spec).items() if name not in _NOT_SHAPES}
-    return own == {name: value for name, value in stated.items() if name not in _NOT_SHAPES}
 
 
 def _check_costed(cells: Cells, found: Candidates, places: IntArray) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from puzzlebench.files import check_file
+from puzzlebench.files import check_file, replacing
 from puzzlebench.searching.case_pool import SCORE
 from puzzlebench.searching.pareto import Better, Front
 from puzzlebench.searching.quantities import format_value
@@ -93,15 +91,8 @@ def plot_front(front: Front, path: Path, *, title: str, parent: Mapping[str, flo
         if max(abs(end) for end in axis.get_view_interval()) >= 1000:
             axis.set_major_formatter("{x:,.0f}")
     figure.supxlabel(_foot(front), fontsize=6.5, color="0.35", x=0.01, ha="left")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(unfinished, format=path.suffix.lower().lstrip("."))
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix.lower().lstrip("."))
 
 
 def _scale(column: str, better: Better, values: list[float]) -> tuple[float, str]:

@@ -7,13 +7,13 @@ here is what a search believed in.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from puzzlebench.estimate import Interval
 from puzzlebench.model.blocks import Architecture, sub_block_name
-from puzzlebench.model.spec import ModelSpec, check_architecture
+from puzzlebench.model.spec import ModelSpec, check_architecture, same_shapes, spec_facts
 from puzzlebench.profiling.arrays import FloatArray
 from puzzlebench.profiling.cost_table import CostTable
 from puzzlebench.searching.cells import EMBEDDING, HEAD, SubBlockKey, missing_cell, read_cells, scenario_costs, spec_of
@@ -89,13 +89,7 @@ def predict(table: CostTable, spec: ModelSpec, architecture: Architecture, scena
 def check_same_shapes(table: CostTable, spec: ModelSpec) -> None:
     """Raise ValueError unless the table is of a model of these shapes, whatever its name."""
     stated = spec_of(table)
-    names = (
-        "name",
-        "torch_dtype",
-        "max_position_embeddings",
-        "sliding_windows",
-    )  # windows are in the sub-blocks' names
-    if replace(stated, **{name: getattr(spec, name) for name in names}) != spec:
+    if not same_shapes(spec_facts(stated), spec_facts(spec)):
         raise ValueError(
             f"the cost table is of {stated.name}, whose shapes are not those of {spec.name}; profile that model"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -15,6 +15,15 @@ from puzzlebench.training.muon import Muon
 
 OptimiserName: TypeAlias = Literal["muon", "adamw"]
 _BETAS = (0.9, 0.95)
+
+
+def check_optimiser(name: str, **rates: float | None) -> None:
+    """Raise ValueError unless there is such an optimiser and each rate, where it is given, is above 0 and below 1."""
+    for rate, value in rates.items():
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{rate} must be above 0 and below 1, not {value!r}")
+    if name not in get_args(OptimiserName):
+        raise ValueError(f"optimiser must be muon or adamw, not {name!r}")
 
 
 class Optimisers:

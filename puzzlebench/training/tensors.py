@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from puzzlebench.files import unfinished
+from puzzlebench.files import replacing
 
 _KEY: Final = "puzzlebench"
 
@@ -25,19 +23,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mappin
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = unfinished(path)
     held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(held, part, metadata={"format": "pt", _KEY: json.dumps(facts)})
+    with replacing(path) as part:
+        try:
+            save_file(held, part, metadata={"format": "pt", _KEY: json.dumps(facts)})
+        except SafetensorError as error:  # its writer wraps the system's errors
+            raise ValueError(f"cannot write {path}: {error}") from None
         part.chmod(0o644)  # safetensors' files are for their owner alone
-        os.replace(part, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-    except SafetensorError as error:  # its writer wraps the system's errors
-        raise ValueError(f"cannot write {path}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from puzzlebench.training import tensors as module
 from puzzlebench.training.tensors import read_facts, read_tensors, write_tensors
 
 
@@ -67,7 +66,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
             args[1].write_bytes(b"half a file")
         raise error
 
-    monkeypatch.setattr(*((safetensors.torch, "save_file") if where == "save_file" else (module.os, "replace")), fail)
+    monkeypatch.setattr(*((safetensors.torch, "save_file") if where == "save_file" else (os, "replace")), fail)
     with pytest.raises(ValueError, match=r"cannot write .*x\.safetensors: .*No space left on device[^\n]*$"):
         write_tensors(file, _content(), {"n": 2})
     monkeypatch.undo()

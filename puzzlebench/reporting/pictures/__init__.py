@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from puzzlebench.files import unfinished
+from puzzlebench.files import replacing
 from puzzlebench.reporting.data import ReportData
 from puzzlebench.reporting.pictures.choice import draw_front, draw_heat, draw_layers
 from puzzlebench.reporting.pictures.results import draw_bars, draw_losses, draw_retention, draw_speed
@@ -41,14 +39,7 @@ def write_pictures(data: ReportData, out: Path) -> list[Path]:
         if figure is None:
             path.unlink(missing_ok=True)
             continue
-        part = unfinished(path)
-        try:
+        with replacing(path) as part:
             figure.savefig(part, format="png", dpi=_DPI)
-            os.replace(part, path)
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
         written.append(path)
     return written
