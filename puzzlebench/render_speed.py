@@ -17,6 +17,7 @@ _ROWS = (
 )
 _PHASES = ("prefill", "decode", "generate")
 _BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
+_ROOM = 1.5  # of the last-level cache: a model that goes through less a step finds some of it there at the next
 _ENGINES = {
     "torch": "the operations of a live cost table on the checkpoint's weights, eager, no CUDA graphs",
     "transformers": "forward and generate of transformers, its overhead included, no CUDA graphs",
@@ -80,8 +81,15 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"others took up to {result['others_share']:.0%} of the processors: measure again when they do not"
         )
-    costs = result["costs"]
+    costs, cache = result["costs"], result["last_level_cache_bytes"]
     if costs is not None:
+        small = [one for one in result["models"] if one["bytes_per_step"] < _ROOM * cache]
+        notes += [
+            f"{one['model']} goes through {one['bytes_per_step'] / 2**20:.0f} MiB a decode step and the last-level cache "
+            f"holds {cache / 2**20:.0f} MiB, so part stays there, while the table's blocks are timed with cold caches: "
+            "it can be faster than predicted; a larger batch compares better"
+            for one in small
+        ]
         notes.append(f"predicted from {costs['from']} ({costs['source']})")
         if not costs["same_device"]:
             notes.append(f"the cost table is of {costs['gpu']}: its times are not of this device")

@@ -25,6 +25,7 @@ from puzzlebench.files import locked, make_folder, write_text
 from puzzlebench.measuring.device import Device, fingerprint, local_device
 from puzzlebench.measuring.measure import death, is_finished, run_process
 from puzzlebench.measuring.run_directory import RunDirectory
+from puzzlebench.model import memory
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.parent.open import ParentFiles, find_parent, load_tokenizer
@@ -147,7 +148,7 @@ def measure_speed(
         measured = read_measured(
             run, [label for label, _ in job.models], job.scenario, sessions=job.sessions, on_cpu=device.kind == "cpu"
         )
-        result = _result(job, device, stated, measured, table, predictions)
+        result = _result(job, device, stated, measured, table, predictions, found)
         write_text(job.folder / "speed.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -247,6 +248,18 @@ def _session(run: RunDirectory, session: int, sessions: int, progress: Callable[
         raise ValueError(death(run, session, died))
 
 
+def _bytes_per_step(job: SpeedJob, files: ParentFiles) -> int:
+    """What the last decode step goes through: all weights and the whole key-value cache."""
+    cached = memory.kv_cache_bytes(
+        files.spec,
+        files.architecture,
+        batch_size=job.batch_size,
+        context_len=job.prefill_len + job.decode_len,
+        kv_dtype=job.precision,
+    )
+    return memory.model_weight_bytes(files.spec, files.architecture, weight_dtype=job.precision) + cached
+
+
 def _predictions(job: SpeedJob, table: CostTable, found: Sequence[ParentFiles]) -> list[Speed]:
     spec: ModelSpec = found[0].spec
     return [predict(table, spec, files.architecture, job.scenario) for files in found]
@@ -259,6 +272,7 @@ def _result(
     measured: Measured,
     table: CostTable | None,
     predictions: list[Speed] | None,
+    found: Sequence[ParentFiles],
 ) -> dict[str, Any]:
     labels = [label for label, _ in job.models]
     speed_ups = [
@@ -279,7 +293,11 @@ def _result(
         "rounds": measured.rounds,
         "disturbed_share": measured.disturbed_share,
         "others_share": measured.others_share,
-        "models": [{"model": label, **asdict(one)} for label, one in zip(labels, measured.speeds, strict=True)],
+        "last_level_cache_bytes": device.last_level_cache_bytes,
+        "models": [
+            {"model": label, "bytes_per_step": _bytes_per_step(job, files), **asdict(one)}
+            for label, files, one in zip(labels, found, measured.speeds, strict=True)
+        ],
         "speed_ups": speed_ups,
         "predictions": None
         if predictions is None

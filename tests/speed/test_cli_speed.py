@@ -38,9 +38,11 @@ RESULT = {
     "rounds": 40,
     "disturbed_share": 0.25,
     "others_share": 0.5,
+    "last_level_cache_bytes": 32 * 2**20,
     "models": [
         {
             "model": name,
+            "bytes_per_step": (100 // k - 10) * 2**20,
             "prefill_ms": interval(100.0 / k),
             "tpot_ms": interval(5.0 / k),
             "generate_ms": interval(800.0 / k),
@@ -114,7 +116,7 @@ def test_what_is_printed(capsys):
 
 def test_predictions_and_their_errors_are_printed(capsys):
     predicted = [
-        {key: value if key == "model" else interval(1.1 * value["value"]) for key, value in one.items()}
+        {key: interval(1.1 * value["value"]) if isinstance(value, dict) else value for key, value in one.items()}
         for one in RESULT["models"]
     ]
     ratios = {"model": "small", "prefill": 1.9, "decode": 2.2, "generate": 2.0}
@@ -144,8 +146,10 @@ def test_predictions_and_their_errors_are_printed(capsys):
         "the cost table is of h100_sxm",
         "of bf16 weights, measured was fp32",
         "of the engine trtllm",
+        "small goes through 40 MiB a decode step and the last-level cache holds 32 MiB",
     ):
         assert words in text, words
+    assert "parent goes through" not in text
 
 
 def test_a_child_that_is_not_there(pair, tmp_path):

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from puzzlebench.files import locked  # noqa: E402
 from puzzlebench.measuring.run_directory import RunDirectory  # noqa: E402
+from puzzlebench.model.memory import kv_cache_bytes, model_weight_bytes  # noqa: E402
 from puzzlebench.model.space import space_around  # noqa: E402
 from puzzlebench.parent.open import find_parent, load_tokenizer  # noqa: E402
 from puzzlebench.profiling.cost_table import write_cost_table  # noqa: E402
@@ -97,6 +98,14 @@ def test_what_is_in_the_result(job, in_process):
     assert set(result["speed_ups"][0]) == {"model", *PHASES}
     assert result["scenario"] == {"batch_size": 2, "prefill_len": 9, "decode_len": 6}
     assert result["rounds"] == 6
+    parent, child = (one["bytes_per_step"] for one in result["models"])
+    files = find_parent(str(job.models[0][1]))
+    weights = model_weight_bytes(files.spec, files.architecture, weight_dtype="fp32")
+    assert parent == weights + kv_cache_bytes(
+        files.spec, files.architecture, batch_size=2, context_len=9 + 6, kv_dtype="fp32"
+    )
+    assert child < parent
+    assert result["last_level_cache_bytes"] > 0
 
 
 @pytest.mark.parametrize("short_prefill_ms", [0.0, 1e9])
