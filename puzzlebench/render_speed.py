@@ -85,9 +85,9 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if costs is not None:
         small = [one for one in result["models"] if one["bytes_per_step"] < _ROOM * cache]
         notes += [
-            f"{one['model']} goes through {one['bytes_per_step'] / 2**20:.0f} MiB a decode step and the last-level cache "
-            f"holds {cache / 2**20:.0f} MiB, so part stays there, while the table's blocks are timed with cold caches: "
-            "it can be faster than predicted; a larger batch compares better"
+            f"{one['model']} goes through {one['bytes_per_step'] / 2**20:.0f} MiB a decode step and the last-level "
+            f"cache holds {cache / 2**20:.0f} MiB, so part stays there, while the table's blocks are timed with cold "
+            "caches: it can be faster than predicted; a larger batch compares better"
             for one in small
         ]
         notes.append(f"predicted from {costs['from']} ({costs['source']})")
