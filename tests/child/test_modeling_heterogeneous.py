@@ -156,6 +156,21 @@ def stated_layers(model):
     return (model.config.to_dict().get("per_layer_config") or {}).values()
 
 
+def test_a_gemma_3_whose_full_layers_have_scaled_rope_runs():
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    if hasattr(make_parent("gemma3_text").config, "rope_parameters"):
+        local = {"rope_type": "default", "rope_theta": 1e4}
+        changes = {"rope_parameters": {"full_attention": scaled, "sliding_attention": local}}
+    else:
+        changes = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    parent = make_parent("gemma3_text", **changes)
+    child = build_child(parent, read_spec(parent.config), parent_architecture(read_spec(parent.config)), {})
+    assert torch.equal(child(tokens()).logits, parent(tokens()).logits)
+    narrower = attention_windows(read_spec(parent.config), (3, 6, None, 2))
+    changed = build_child(parent, read_spec(parent.config), narrower, {})
+    assert not torch.equal(changed(tokens()).logits, parent(tokens()).logits)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     ("family", "windows"),
