@@ -7,13 +7,12 @@ not fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from puzzlebench.exporting.decilm import finished_child
-from puzzlebench.exporting.folders import new_folder, write_json
 from puzzlebench.exporting.hf import write_code
 from puzzlebench.exporting.rope import both_forms
 from puzzlebench.exporting.sidecars import (
@@ -21,18 +20,18 @@ from puzzlebench.exporting.sidecars import (
     copy_tokenizer,
     solution_of,
     without_folders,
+    write_json,
     write_solution,
     written_by,
 )
-from puzzlebench.exporting.source import ExportSource, is_decilm, open_source
+from puzzlebench.exporting.source import ExportSource, counted, is_decilm, open_source
+from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.checkpoint import write_shards
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from puzzlebench.parent.open import ParentFiles
 
 Report = Callable[[float, str], None]
@@ -68,6 +67,8 @@ def run_import(job: ImportJob, *, progress: Report = lambda _share, _stage: None
         ValueError: there is no such checkpoint, it holds what no child of ours can, it is not the parent's, or `out`
             exists.
     """
+    from safetensors import SafetensorError
+
     from puzzlebench.parent.open import find_parent
 
     if job.out.exists():
@@ -78,7 +79,7 @@ def run_import(job: ImportJob, *, progress: Report = lambda _share, _stage: None
         place = find_parent(job.checkpoint, quiet=True).folder
     parent = None if job.parent is None else find_parent(job.parent, quiet=True)
     file = _gguf_file(place)
-    with new_folder(job.out) as folder:
+    with new_folder(job.out, SafetensorError) as folder:
         if file is None:
             source = open_source(place)
             _check_parent(source.spec, parent)
@@ -127,7 +128,7 @@ def _write_checkpoint(source: ExportSource, folder: Path, shard_bytes: int, prog
     write_json(folder / "config.json", config)
     write_code(config, folder)
     total = model_parameters(source.spec, source.architecture)
-    write_shards(_counted(source.tensors(), total, progress), folder, shard_bytes)
+    write_shards(counted(source.tensors(), total, progress), folder, shard_bytes)
 
 
 def _unpack(file: Path, folder: Path, parent: ParentFiles | None, shard_bytes: int, progress: Report) -> bool:
@@ -141,7 +142,7 @@ def _unpack(file: Path, folder: Path, parent: ParentFiles | None, shard_bytes: i
     done = {**finished_child(config), **both_forms(config)}
     write_json(folder / "config.json", done)
     write_code(done, folder)
-    write_shards(_counted(state, model_parameters(spec, architecture), progress), folder, shard_bytes)
+    write_shards(counted(state, model_parameters(spec, architecture), progress), folder, shard_bytes)
     for name, text in tokenizer.items():
         (folder / name).write_text(text, encoding="utf-8")
     return "tokenizer.json" in tokenizer
@@ -160,11 +161,3 @@ def _facts(source: ExportSource, parent: ParentFiles | None, *, name: str, file:
         "parent_parameters": model_parameters(parent.spec, parent.architecture),
         "imported": imported,
     }
-
-
-def _counted(tensors: Iterable[tuple[str, Tensor]], total: int, progress: Report) -> Iterator[tuple[str, Tensor]]:
-    done = 0
-    for name, tensor in tensors:
-        progress(min(done / total, 1.0), "weights")
-        yield name, tensor
-        done += tensor.numel()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 from puzzlebench.exporting import decilm, hf
 from puzzlebench.exporting.evidence import EvidenceFiles, read_evidence
 from puzzlebench.exporting.evidence_values import Evidence
-from puzzlebench.exporting.folders import new_folder, write_json
 from puzzlebench.exporting.hub import check_repo, push_folder
 from puzzlebench.exporting.licences import Licence, read_licence, write_licence_files
 from puzzlebench.exporting.sidecars import (
@@ -23,10 +22,12 @@ from puzzlebench.exporting.sidecars import (
     solution_of,
     tokenizer_folder,
     without_folders,
+    write_json,
     write_solution,
     written_by,
 )
-from puzzlebench.exporting.source import ExportSource, open_source
+from puzzlebench.exporting.source import ExportSource, counted, open_source
+from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.checkpoint import write_shards
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
@@ -106,6 +107,8 @@ def run_export(job: ExportJob, *, progress: Report = lambda _share, _stage: None
         ValueError: an engine or the format cannot hold the model (the layer is named), `out` exists or cannot be
             written, the evidence is of another child, or pushing fails, after which the folder stays.
     """
+    from safetensors import SafetensorError
+
     if job.out.exists():
         raise ValueError(f"{job.out} exists; an export is written to a new folder")
     if job.push_to is not None and api is None:
@@ -118,7 +121,7 @@ def run_export(job: ExportJob, *, progress: Report = lambda _share, _stage: None
     parent = find_parent_folder(source, job.evidence.run)
     named = job.base_model or _named_parent(source) or hub_id
     licence = read_licence(_licensor(source, parent), given=job.licence, parent=named)
-    with new_folder(job.out) as folder:
+    with new_folder(job.out, SafetensorError) as folder:
         notes = _write_weights(job, source, folder, parent, licence, named, progress)
         progress(1.0, "card")
         _write_words(job, source, folder, evidence, licence, refused, named)
@@ -226,8 +229,7 @@ def _write_weights(
         hf.write_code(config, folder)
     write_json(folder / "config.json", config)
     total = model_parameters(source.spec, source.architecture)
-    counted = _counting(_cast(tensors, dtype), total, progress)
-    write_shards(counted, folder, job.shard_bytes)
+    write_shards(counted(_cast(tensors, dtype), total, progress), folder, job.shard_bytes)
     copy_generation_config(source, folder)
     if copy_tokenizer(folders, folder):
         return ()
@@ -288,11 +290,3 @@ def _cast(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[s
         if wanted == torch.float16 and not bool(done.isfinite().all()):
             raise ValueError(f"{name} has values that fp16 does not hold (up to {tensor.abs().max():.3g}); use bf16")
         yield name, done
-
-
-def _counting(tensors: Iterable[tuple[str, Tensor]], total: int, progress: Report) -> Iterator[tuple[str, Tensor]]:
-    done = 0
-    for name, tensor in tensors:
-        progress(min(done / total, 1.0), "weights")
-        yield name, tensor
-        done += tensor.numel()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import puzzlebench
-from puzzlebench.exporting.folders import write_json
 from puzzlebench.library.realise import SOLUTION_FILE
 from puzzlebench.model.blocks import architecture_to_json
 from puzzlebench.model.parameters import model_parameters
@@ -35,6 +34,11 @@ _TOKENIZER: Final = re.compile(
 _NO_VOCABULARY: Final = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FOLDERS: Final = re.compile(r"(?<![\w.:/~])(?:~/|/(?=[^\s/]+/)|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])*([^\s/\\'\",;)]+)")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON document."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def find_parent_folder(source: ExportSource, run: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -138,6 +138,17 @@ def needed_shapes(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, tuple
     with torch.device("meta"):
         state = heterogeneous_class(own.model_type)(own).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not _is_tied_head(name, spec)}
+
+
+def counted(
+    tensors: Iterable[tuple[str, Tensor]], total: int, progress: Callable[[float, str], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, telling which share of `total` elements has come by."""
+    done = 0
+    for name, tensor in tensors:
+        progress(min(done / total, 1.0), "weights")
+        yield name, tensor
+        done += tensor.numel()
 
 
 def _check_weights(source: ExportSource) -> None:

@@ -44,7 +44,11 @@ def test_export_prints_json(tmp_path, capsys):
     save_model(tmp_path / "child", MIXED)
     export(tmp_path / "child", tmp_path / "out", "--format", "hf", "--licence", "mit", "--shard-size", "60KB", "--json")
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["format"], printed["licence"], printed["engines"]) == ("hf", "mit", {"transformers": [], "vllm_puzzlebench": []})
+    assert (printed["format"], printed["licence"], printed["engines"]) == (
+        "hf",
+        "mit",
+        {"transformers": [], "vllm_puzzlebench": []},
+    )
     assert len([name for name in printed["files"] if name.endswith(".safetensors")]) > 1
 
 

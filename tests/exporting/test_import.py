@@ -143,7 +143,7 @@ def test_no_more_is_held_than_a_shard(tmp_path, monkeypatch):
     """Tensors are read one by one, and each is let go with its shard: a model need not fit into memory."""
     released_decilm(tmp_path)
     read, held = [], []
-    real = importing._counted
+    real = importing.counted
 
     def counted(*arguments):
         for name, tensor in real(*arguments):
@@ -152,7 +152,7 @@ def test_no_more_is_held_than_a_shard(tmp_path, monkeypatch):
             del tensor
             held.append(sum(one.nbytes for one in (reference() for reference in read) if one is not None))
 
-    monkeypatch.setattr(importing, "_counted", counted)
+    monkeypatch.setattr(importing, "counted", counted)
     import_it(tmp_path, shard_bytes=80_000)
     files = sorted((tmp_path / "back").glob("*.safetensors"))
     assert len(files) > 3

@@ -9,8 +9,6 @@ tokenizer: engines are given token ids.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.layouts import CONFIG_CLASS_FILE, Layout, checkpoint_config
 from puzzlebench.measuring.stack.read import config_class_source
 from puzzlebench.model.blocks import Architecture, Linear, SubBlock
@@ -62,6 +61,8 @@ def write_checkpoint(
     Raises:
         ValueError: the folder exists, or the layout or the dtype cannot say what is asked.
     """
+    from safetensors import SafetensorError
+
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -70,22 +71,12 @@ def write_checkpoint(
         require_positive_int("vocab_size", vocab_size)
         spec = replace(spec, vocab_size=vocab_size)
     config = checkpoint_config(spec, architecture, dtype=dtype, layout=layout)
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; a checkpoint is written to a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(Path(folder), SafetensorError) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if layout == "decilm":
             (partial / CONFIG_CLASS_FILE).write_text(config_class_source(), encoding="utf-8")
         drawn = ((plan.name, _values(plan, DTYPES[dtype], seed)) for plan in plan_tensors(spec, architecture))
         write_shards(drawn, partial, SHARD_BYTES)
-        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def plan_tensors(spec: ModelSpec, architecture: Architecture) -> Iterator[TensorPlan]:
