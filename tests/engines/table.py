@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,16 @@ NAMES = {
     "vllm+plugin": "vLLM with the plugin",
     "llama_cpp": "llama.cpp",
 }
+
+PLACES = (
+    ("hf", "transformers"),
+    ("hf", "vllm+plugin"),
+    ("decilm", "transformers"),
+    ("decilm", "vllm"),
+    ("decilm", "vllm+plugin"),
+    ("gguf", "llama_cpp"),
+)
+"""Formats and the engines that read them, in the order of the columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +51,26 @@ class Row:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """Versions and date, then the table."""
+    """Versions and date, the table of a row for each sample, and why there is a no in it."""
     versions = {NAMES[row.engine]: row.version for row in rows if row.version is not None}
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    order = {recipe.name: place for place, recipe in enumerate(RECIPES)}
-    shows = {recipe.name: recipe.shows for recipe in RECIPES}
-    ordered = sorted(rows, key=lambda row: (order[row.sample], row.format, row.engine))
-    head = ["sample", "format", "engine", "tokens equal", "prompt", "generated", "KV bytes per token"]
-    cells = [_cells(row) for row in ordered]
-    about = [f"- `{name}`: {shows[name]}" for name in dict.fromkeys(row.sample for row in ordered)]
+    by_sample: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        by_sample.setdefault(row.sample, {})[row.format, row.engine] = row
+    shown = [place for place in PLACES if any(place in found for found in by_sample.values())]
+    body = [
+        [f"`{recipe.name}`", recipe.shows, _cache(found.values()), *(_cell(found.get(place)) for place in shown)]
+        for recipe in RECIPES
+        if (found := by_sample.get(recipe.name))
+    ]
+    head = ["sample", "what it has", "KV bytes", *(f"{form}: {NAMES[engine]}" for form, engine in shown)]
+    refused = [row for recipe in RECIPES for place in shown if (row := by_sample.get(recipe.name, {}).get(place))]
     return [
         f"{day}; {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}; fp32 on a CPU.",
         "",
-        *table(head, cells, right=(3, 4, 5, 6)),
+        *table(head, body, right=(2,)),
         "",
-        *about,
+        *(f"- {_why(row)}" for row in refused if row.result is None and (row.tried or not _is_rule(row.refused))),
     ]
 
 
@@ -68,21 +83,32 @@ def write(rows: Sequence[Row], file: Path) -> None:
     write_text(file, found.sub(lambda _: body, text, count=1))
 
 
-def _cells(row: Row) -> list[str]:
-    names = [f"`{row.sample}`", row.format, NAMES[row.engine]]
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
     if row.result is None:
-        tried = "" if row.tried is None else f"; tried: {row.tried}"
-        return [*names, f"no: {row.refused}{tried}", "", "", ""]
+        return f"no: {row.refused}" if _is_rule(row.refused) else "no"
     result = row.result
-    cache = result["kv_cache"]
-    bytes_per_token = ""
-    if cache is not None:
-        own, predicted = cache["allocated_bytes_per_token"], cache["predicted_bytes_per_token"]
-        bytes_per_token = f"{own:,g}" if own == predicted else f"{own:,g}, predicted {predicted:,}"
-    return [
-        *names,
-        f"{result['equal']} of {result['tokens']}",
-        f"{result['prompt']['largest']:.1e}",
-        f"{result['generated']['largest']:.1e}",
-        bytes_per_token,
-    ]
+    largest = f"{max(result[what]['largest'] for what in ('prompt', 'generated')):.1e}"
+    return largest if result["equal"] == result["tokens"] else f"{largest}, {result['equal']} of {result['tokens']}"
+
+
+def _cache(rows: Iterable[Row]) -> str:
+    """Bytes per token of the engines that say it, and the prediction where it is another."""
+    found = {}
+    for row in rows:
+        cache = None if row.result is None else row.result["kv_cache"]
+        if cache is not None:
+            own, predicted = cache["allocated_bytes_per_token"], cache["predicted_bytes_per_token"]
+            found[f"{own:,g}" if own == predicted else f"{own:,g}, predicted {predicted:,}"] = None
+    return "; ".join(found)
+
+
+def _why(row: Row) -> str:
+    tried = "" if row.tried is None else f"; tried: {row.tried}"
+    reason = f"`{row.refused}`" if _is_rule(row.refused) else row.refused
+    return f"`{row.sample}`, {row.format}, {NAMES[row.engine]}: {reason}{tried}"
+
+
+def _is_rule(text: str | None) -> bool:
+    return text is not None and re.fullmatch(r"[a-z_]+", text) is not None
