@@ -30,11 +30,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="that has to load it, or the export is refused; repeat; none asks none. "
-        "Default: decilm vllm, hf transformers, gguf llama_cpp",
+        help="an engine that must load the export, else it is refused; give it again for more engines, or none for "
+        "no engine. Default: decilm vllm, hf transformers, gguf llama_cpp",
     )
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights; default: the checkpoint's")
-    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="most of one file of weights (%(default)s)")
+    _add_shard_size(parser)
     card = parser.add_argument_group("model card: what is known of the child")
     card.add_argument(
         "--run", dest="run_folder", type=Path, metavar="DIR", help="of `puzzlebench run`: all of the following"
@@ -64,11 +64,11 @@ def export_command(arguments: argparse.Namespace) -> None:
         return
     print(
         f"{facts['path']}: {facts['format']}, {facts['parameters']:,} parameters in {facts['dtype']}, "
-        f"{facts['bytes']:,} bytes"
+        f"{facts['bytes']:,} bytes, fingerprint {facts['fingerprint'][:16]}"
     )
     for engine, reasons in facts["engines"].items():
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        print(f"  {engine}: {reasons[0] + more if reasons else 'nothing is known against it'}")
+        print(f"  {engine}: {reasons[0] + more if reasons else 'loads'}")
     for note in facts["notes"]:
         print(f"  note: {note}")
     if facts["licence"] is None:
@@ -86,7 +86,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parent", metavar="NAME", help="whose child it is, so that `distil` takes it; default: what it says itself"
     )
-    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="most of one file of weights (%(default)s)")
+    _add_shard_size(parser)
 
 
 def import_command(arguments: argparse.Namespace) -> None:
@@ -99,7 +99,7 @@ def import_command(arguments: argparse.Namespace) -> None:
         checkpoint=arguments.checkpoint,
         out=arguments.out,
         parent=arguments.parent,
-        shard_bytes=parse_bytes(arguments.shard_size),
+        **_shard_bytes(arguments),
     )
     with progress() as report:
         facts = run_import(job, progress=report)
@@ -107,8 +107,19 @@ def import_command(arguments: argparse.Namespace) -> None:
         print_json(facts)
         return
     print(f"{facts['path']}: from {facts['format']}, {facts['model_type']}, {facts['parameters']:,} parameters")
+    for note in facts["notes"]:
+        print(f"  note: {note}")
     if not facts["tokenizer"]:
         print("  note: there was no tokenizer to take along; `eval` and `distil` need one")
+
+
+def _add_shard_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shard-size", metavar="SIZE", help="most of one file of weights; default: 5 GB")
+
+
+def _shard_bytes(arguments: argparse.Namespace) -> dict[str, int]:
+    """Nothing where the jobs' own default will do."""
+    return {} if arguments.shard_size is None else {"shard_bytes": parse_bytes(arguments.shard_size)}
 
 
 def _export_job(arguments: argparse.Namespace) -> ExportJob:
@@ -135,7 +146,7 @@ def _export_job(arguments: argparse.Namespace) -> ExportJob:
         evidence=files,
         base_model=arguments.base_model,
         licence=arguments.licence,
-        shard_bytes=parse_bytes(arguments.shard_size),
+        **_shard_bytes(arguments),
         push_to=arguments.push_to_hub,
         private=arguments.private,
     )

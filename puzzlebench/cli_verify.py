@@ -16,7 +16,7 @@ DIFFERS = 1
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Options of `verify`."""
-    from puzzlebench.exporting.verify import ENGINES, TOLERANCES
+    from puzzlebench.exporting.verify import ENGINES, MEAN_SHARE, TOLERANCES
 
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an exported folder, or a GGUF file")
     parser.add_argument(
@@ -38,13 +38,16 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--dtype", choices=tuple(TOLERANCES), default="fp32", help="of both sides (%(default)s)")
     usual = ", ".join(f"{value:g} in {dtype}" for dtype, value in TOLERANCES.items())
     size.add_argument(
-        "--tolerance", type=float, metavar="NATS", help=f"largest difference of a log-probability (default: {usual})"
+        "--tolerance",
+        type=float,
+        metavar="NATS",
+        help=f"largest difference of a log-probability; the mean may be {MEAN_SHARE:g} of it (default: {usual})",
     )
     size.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of the engine (%(default)g)")
 
 
 def verify_command(arguments: argparse.Namespace) -> int:
-    """Check and print; the exit code is 0 where the two agree."""
+    """Check and print; the exit code is 0 where it passes, the key-value cache included."""
     require_models()
     from puzzlebench.exporting.verify import VerifyJob, run_verify
     from puzzlebench.render import print_json
@@ -68,7 +71,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
         print_json(result)
     else:
         _print(result)
-    return 0 if result["agrees"] else DIFFERS
+    return 0 if result["passes"] else DIFFERS
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -95,12 +98,12 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _print_cache(cache: Mapping[str, Any]) -> None:
-    own, found = cache["predicted_bytes_per_token"], cache["allocated_bytes_per_token"]
-    print(f"  key-value cache: {found:,g} bytes per token in the engine, {own:,} predicted")
+    """Its verdict, and the layers that are not as predicted."""
+    print(f"  {cache['verdict']}")
     for row in cache["rows"]:
         if row["predicted_bytes_per_token"] != row["allocated_bytes_per_token"]:
             place = row["attention"] if row["layer"] is None else f"layer {row['layer']} ({row['attention']})"
             print(
-                f"    {place}: {row['allocated_bytes_per_token']:,g} in the engine, "
+                f"    {place}: {row['allocated_bytes_per_token']:,.12g} in the engine, "
                 f"{row['predicted_bytes_per_token']:,} predicted"
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from puzzlebench.child.modeling_heterogeneous import CLASSES
 from puzzlebench.model.blocks import GQA, Architecture, GatedMLP, Linear, NoOp
-from puzzlebench.model.families import FAMILIES
+from puzzlebench.model.families import DECILM_TYPES, FAMILIES
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.spec import ModelSpec, check_architecture
 
@@ -27,9 +27,9 @@ def read_spec(config: Any) -> ModelSpec:
 
 def check_family(model_type: Any) -> None:
     """Raise ValueError unless there is a class for children of this model_type."""
-    if model_type in ("nemotron-nas", "deci"):
+    if model_type in DECILM_TYPES:
         raise ValueError(f"model_type {model_type!r} is the decilm format; `puzzlebench import` makes a child of it")
-    if model_type not in CLASSES:
+    if not isinstance(model_type, str) or model_type not in CLASSES:
         raise ValueError(f"model_type {model_type!r} is not supported; children have {', '.join(CLASSES)}")
 
 

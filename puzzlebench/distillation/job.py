@@ -27,8 +27,8 @@ from puzzlebench.distillation.states import States
 from puzzlebench.distillation.streams import HubText, Stream
 from puzzlebench.distillation.student import Student
 from puzzlebench.distillation.trainer import History, Training, train
-from puzzlebench.files import locked, make_folder
-from puzzlebench.library.realise import SOLUTION_FILE
+from puzzlebench.files import locked, make_folder, write_text
+from puzzlebench.library.realise import OF_WEIGHTS, SOLUTION_FILE
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.parent.open import ParentFiles, find_parent, load_tokenizer
@@ -106,7 +106,8 @@ def run_distil_job(
 ) -> dict[str, Any]:
     """Distil the child, or go on with it where an earlier run was interrupted; the facts come back.
 
-    Under `accelerate launch` all processes call it together, and all get the facts.
+    Under `accelerate launch` all processes call it together, and all get the facts; only the first also gets the
+    fingerprint of the new weights.
 
     Raises:
         ValueError: the child is not the parent's, the text or the lengths do not fit, `out` exists, another process
@@ -114,13 +115,13 @@ def run_distil_job(
     """
     if job.out.exists():
         raise ValueError(f"{job.out} exists; a distilled child is written to a new folder")
-    solution = read_solution(job.child)
+    solution = json.loads(read_solution(job.child))
     ranks = Ranks(job.device, job.precision)
     report = progress if ranks.index == 0 else (lambda _share, _stage: None)
     report(0.0, "parent and text")
     files = find_parent(job.parent, quiet=True)
     recipe = job.recipe.with_rates(files.spec.hidden_size)
-    _check(job, files, json.loads(solution), ranks)
+    _check(job, files, solution, ranks)
     with contextlib.ExitStack() as stack:
         _lock(job.work_folder, ranks, stack)
         rows = Rows(recipe, load_tokenizer(files), job.data, job.source, ranks)
@@ -130,7 +131,10 @@ def run_distil_job(
         facts = _facts(job, recipe, files, history, ranks)
         state = ranks.whole_state(module)
         if ranks.index == 0:
-            _write(job, files, state, {SOLUTION_FILE: solution, FACTS_FILE: json.dumps(facts, indent=1) + "\n"})
+            own = {key: value for key, value in solution.items() if key not in OF_WEIGHTS}
+            _write(job, files, state, {SOLUTION_FILE: _text(own), FACTS_FILE: _text(facts)})
+            facts["weights_fingerprint"] = checkpoint_fingerprint(job.out)  # of what was just written
+            write_text(job.out / FACTS_FILE, _text(facts))
         states.remove()
     if ranks.index == 0 and job.work_dir is None:
         shutil.rmtree(job.work_folder, ignore_errors=True)
@@ -242,6 +246,7 @@ def _facts(job: DistilJob, recipe: DistilRecipe, files: ParentFiles, history: Hi
         "parent": files.name,
         "parent_fingerprint": files.fingerprint,
         "child": str(job.child),
+        "child_fingerprint": checkpoint_fingerprint(job.child),
         "recipe": recipe.to_json(),
         "data": _text_name(job),
         "tokens": history.tokens,
@@ -253,6 +258,10 @@ def _facts(job: DistilJob, recipe: DistilRecipe, files: ParentFiles, history: Hi
         "precision": job.precision,
         "world_size": ranks.count,
     }
+
+
+def _text(stated: dict[str, Any]) -> str:
+    return json.dumps(stated, indent=1) + "\n"
 
 
 def _text_name(job: DistilJob) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from puzzlebench.child.configs import check_family
 from puzzlebench.errors import first_line
 from puzzlebench.harness import NEEDS_HARNESS, quiet_logging, without_bars
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
@@ -48,10 +50,11 @@ def find_model(name: str, backend: Backend) -> ModelFiles:
     """Where a model is, and what its weights are known by.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or puzzlebench's own loader does not take it.
     """
     if backend.name is None or name == EMBEDDED:
         files = find_parent(name, quiet=True)
+        check_family(json.loads((files.folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
         return ModelFiles(name=name, where=str(files.folder), fingerprint=files.fingerprint, files=files)
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -61,12 +61,16 @@ def retention_json(found: Retention) -> dict[str, Any]:
     """As JSON, without version and date."""
     return {
         "lm_eval_version": found.lm_eval_version,
-        "parent": {"name": found.parent.name, "source": found.parent.source},
-        "child": {"name": found.child.name, "source": found.child.source},
+        "parent": _side_json(found.parent),
+        "child": _side_json(found.child),
         "overall": {"retention": found.overall.value, "low": found.overall.low, "high": found.overall.high},
         "tasks": [_row_json(row) for row in found.tasks],
         "notes": list(found.notes),
     }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {"name": side.name, "source": side.source, "fingerprint": side.fingerprint}
 
 
 def _row_json(row: TaskRetention) -> dict[str, Any]:

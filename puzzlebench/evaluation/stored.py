@@ -15,6 +15,7 @@ from typing import Any, Final
 
 OWN_KEY: Final = "puzzlebench"
 """Where this package notes in a result which run it is of."""
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")  # a backend's own model goes by its name instead
 _DATED: Final = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json$")
 
 
@@ -61,6 +62,13 @@ class Side:
     name: str
     source: str
     tasks: dict[str, StoredTask]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the weights; None where the results do not say, or differ."""
+        found = {(task.header.get(OWN_KEY) or {}).get("model") for task in self.tasks.values()}
+        stated = found.pop() if len(found) == 1 else None
+        return stated if isinstance(stated, str) and _FINGERPRINT.fullmatch(stated) else None
 
     def task(self, name: str) -> StoredTask:
         """One task or group; ValueError where there is none of that name."""

@@ -10,10 +10,12 @@ import datetime
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import puzzlebench
+from puzzlebench.exporting.card_licence import licence_lines
 from puzzlebench.exporting.card_tables import (
     architecture_table,
     costs_table,
@@ -27,26 +29,62 @@ from puzzlebench.exporting.card_tables import (
     times,
     with_interval,
 )
-from puzzlebench.exporting.evidence_values import Evidence, SearchEvidence, SpeedEvidence
+from puzzlebench.exporting.card_text import clean, code, plain
+from puzzlebench.exporting.card_use import use_lines
+from puzzlebench.exporting.evidence_values import Evidence, RetentionEvidence, SearchEvidence, SpeedEvidence
 from puzzlebench.exporting.licences import Licence, name_problem
 from puzzlebench.model.blocks import Architecture
+from puzzlebench.model.dtypes import KVDtype
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.model.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from puzzlebench.exporting.job import Format
     from puzzlebench.exporting.source import ExportSource
 
-ExportFormat: TypeAlias = Literal["decilm", "hf", "gguf"]
-
 _PAPER: Final = "[Puzzle](https://arxiv.org/abs/2411.19146)"
-_LIBRARIES: Final = {"decilm": "transformers", "hf": "transformers", "gguf": "llama-cpp-python"}
-_FORMATS: Final = {
+_LIBRARIES: Final[Mapping[Format, str]] = {"decilm": "transformers", "hf": "transformers", "gguf": "llama-cpp-python"}
+_FORMATS: Final[Mapping[Format, str]] = {
     "decilm": "safetensors as DeciLM (`nemotron-nas`, layers in `block_configs`)",
     "hf": "safetensors with `per_layer_config`, the class in this repository",
     "gguf": "GGUF, architecture `deci`",
 }
+_STOCK: Final = "safetensors, a stock checkpoint"
+_DTYPES: Final[Mapping[str, KVDtype]] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """What is written, and from what.
+
+    Attributes:
+        parent: its shapes; None where they are not known.
+        runs_code: whether the model's class is in the folder.
+        dtype, before: of the weights as written and as read; `before` is None where it is not known.
+        kv_dtype: of the cache, which engines take to be that of the weights.
+    """
+
+    source: ExportSource
+    format: Format
+    title: str
+    base_model: str | None
+    parent: tuple[ModelSpec, Architecture] | None
+    runs_code: bool
+    dtype: str
+    before: str | None
+    kv_dtype: KVDtype
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it is a checkpoint of its family like any other."""
+        return self.format == "hf" and not self.runs_code
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether the weights are written in another dtype than was measured."""
+        return self.before is not None and self.before != self.dtype
 
 
 def model_card(
@@ -55,9 +93,13 @@ def model_card(
     licence: Licence,
     compatibility: Mapping[str, tuple[str, ...]],
     *,
-    format: ExportFormat,  # noqa: A002, the word of the command line
+    format: Format,  # noqa: A002, the word of the command line
     title: str,
     base_model: str | None,
+    dtype: str,
+    repo: str | None,
+    config: Mapping[str, Any],
+    tokenizer: bool,
 ) -> str:
     """The whole README.md.
 
@@ -65,33 +107,48 @@ def model_card(
         compatibility: engines of the format, and what each refuses; empty where nothing is known against it.
         title: name of the model.
         base_model: the parent by its id on the Hub, or what it is called; None where it is not known.
+        dtype: of the weights as written, by its name in torch.
+        repo: where the folder is pushed to, by its full id; None where it is not.
+        config: the config.json as written; empty for a GGUF file.
+        tokenizer: whether one is written.
     """
-    parent = _parent(source)
+    stated = source.spec.torch_dtype
+    model = _Model(
+        source=source,
+        format=format,
+        title=plain(title),
+        base_model=base_model,
+        parent=_parent(source),
+        runs_code="auto_map" in config,
+        dtype=_DTYPES.get(dtype, dtype),
+        before=None if stated is None else _DTYPES.get(stated, stated),
+        kv_dtype=_DTYPES.get(dtype, "bf16"),
+    )
+    known = clean(evidence)
+    use = use_lines(title, compatibility, format=format, repo=repo, runs_code=model.runs_code, tokenizer=tokenizer)
     parts = [
-        [f"# {title}", *_first(licence, title)],
-        ["## What it is", "", *_what(source, evidence, title, base_model, parent)],
-        ["## Use", "", *_use(format, title, compatibility)],
-        ["## Architecture", "", *_architecture(source, parent)],
-        ["## Limits it was searched under", "", *_limits(evidence.search)],
-        ["## Speed", "", *_speed(evidence.search, evidence.speed)],
-        ["## What it keeps of its parent", "", *_retention(evidence)],
-        ["## Training", "", *_training(evidence)],
-        ["## Engines", "", *_engines(compatibility)],
-        ["## Licence", "", *_licence(licence, base_model)],
-        ["## Where this is from", "", *_provenance(source, evidence, format)],
+        [f"# {model.title}", *_first(licence, title)],
+        ["## What it is", "", *_what(model, known)],
+        ["## Use", "", *use],
+        ["## Architecture", "", *_architecture(model)],
+        ["## Limits it was searched under", "", *_limits(known.search)],
+        ["## Speed", "", *_speed(model, known.search, known.speed)],
+        ["## What it keeps of its parent", "", *_retention(model, known.retention)],
+        ["## Training", "", *_training(known)],
+        ["## Engines", "", *_engines(model, compatibility)],
+        ["## Licence", "", *licence_lines(clean(licence), _called(base_model), _changed(model))],
+        ["## Where this is from", "", *_provenance(model, known)],
     ]
     body = "\n\n".join("\n".join(part) for part in parts)
-    head = _front_matter(evidence, licence, written_as=format, title=title, base_model=base_model)
+    head = _front_matter(model, evidence, licence, title)
     return f"---\n{head}\n---\n\n{body}\n"
 
 
-def _front_matter(
-    evidence: Evidence, licence: Licence, *, written_as: ExportFormat, title: str, base_model: str | None
-) -> str:
+def _front_matter(model: _Model, evidence: Evidence, licence: Licence, title: str) -> str:
     """YAML by the Hub's own library."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    hub_id = base_model if base_model is not None and _HUB_ID.fullmatch(base_model) else None
+    hub_id = model.base_model if model.base_model is not None and _HUB_ID.fullmatch(model.base_model) else None
     kept = evidence.retention
     results = [
         EvalResult(
@@ -108,21 +165,15 @@ def _front_matter(
         "language": list(licence.languages) or None,
         "license": licence.id,
         "license_name": licence.license_name if licence.id == "other" else None,
-        "license_link": _license_link(licence) if licence.id == "other" else None,
-        "library_name": _LIBRARIES[written_as],
+        "license_link": licence.link or next(iter(licence.texts), None) if licence.id == "other" else None,
+        "library_name": _LIBRARIES[model.format],
         "pipeline_tag": "text-generation",
         "base_model": hub_id,
-        "base_model_relation": None if hub_id is None else "finetune",
-        "tags": ["puzzlebench", "puzzle", "pruning", "distillation", *(["gguf"] if written_as == "gguf" else [])],
+        "base_model_relation": None if hub_id is None or model.source.solution is None else "finetune",
+        "tags": ["puzzlebench", "puzzle", "pruning", "distillation", *(["gguf"] if model.format == "gguf" else [])],
     }
     data = ModelCardData(**stated, model_name=title if results else None, eval_results=results or None)
     return str(data.to_yaml())
-
-
-def _license_link(licence: Licence) -> str | None:
-    """To the text, or its name where it lies beside the card."""
-    texts = [file.name for file in licence.files if file.name.lower().startswith(("license", "licence"))]
-    return licence.link or next(iter(texts), None)
 
 
 def _parent(source: ExportSource) -> tuple[ModelSpec, Architecture] | None:
@@ -142,94 +193,59 @@ def _first(licence: Licence, title: str) -> list[str]:
     """What has to be seen first."""
     lines = [] if licence.display is None else ["", f"**{licence.display}**"]
     problem = name_problem(licence, title)
-    return lines if problem is None else [*lines, "", f"> {problem}"]
+    return lines if problem is None else [*lines, "", f"> {plain(problem)}"]
 
 
-def _what(
-    source: ExportSource,
-    evidence: Evidence,
-    title: str,
-    base_model: str | None,
-    parent: tuple[ModelSpec, Architecture] | None,
-) -> list[str]:
+def _what(model: _Model, evidence: Evidence) -> list[str]:
+    source = model.source
     own = model_parameters(source.spec, source.architecture)
-    solution = source.solution
-    if solution is None:
-        return [f"{title} holds the weights of {_called(base_model)} in another format: {own:,} parameters."]
-    before = solution.get("parent_parameters")
+    weights = f"- weights: {model.dtype}{f', cast from {model.before}' if model.is_cast else ''}"
+    if source.solution is None:
+        form = _STOCK if model.is_stock else _FORMATS[model.format]
+        held = f"{model.title} holds the weights of {_called(model.base_model)} as {form}."
+        return [held, "", f"- parameters: {own:,}", weights]
+    before = source.solution.get("parent_parameters")
     share = f" of {before:,} ({100 * own / before:.1f} %)" if isinstance(before, int) and before > 0 else ""
     lines = [
-        f"{title} is a smaller child of {_called(base_model)}, made with puzzlebench by the {_PAPER} method: each "
-        "layer has an attention and a feed-forward network (FFN) of its own size, or a single matrix, or nothing in "
-        "their place.",
+        f"{model.title} is made from {_called(model.base_model)} with puzzlebench, by the {_PAPER} method: each layer "
+        "has an attention and a feed-forward network (FFN) of its own size, or a single matrix, or nothing in their "
+        "place.",
         "",
         f"- parameters: {own:,}{share}",
+        weights,
     ]
-    if parent is not None:
-        one, other = kv_bytes_per_token(source.spec, source.architecture), kv_bytes_per_token(*parent)
+    if model.parent is not None:
+        one = kv_bytes_per_token(source.spec, source.architecture, model.kv_dtype)
+        other = kv_bytes_per_token(*model.parent, model.kv_dtype)
         share = f" of {other:,} ({100 * one / other:.1f} %)" if other else ""
-        lines.append(f"- key-value cache in bf16: {one:,} bytes per token{share}")
-    if evidence.speed is not None:
-        speed = evidence.speed
+        lines.append(f"- key-value cache in {model.kv_dtype}: {one:,} bytes per token{share}")
+    if (speed := evidence.speed) is not None:
         ratio = with_interval(speed.speed_ups["generate"], times)
-        lines.append(f"- measured on {speed.device}: {ratio} as fast as its parent, see [Speed](#speed)")
-    if evidence.retention is not None and math.isfinite(evidence.retention.overall.value):
-        kept = with_interval(evidence.retention.overall, percent)
-        lines.append(f"- keeps {kept} of its parent's results in {len(evidence.retention.tasks)} tasks, see below")
+        seen = "" if speed.checked else ", not checked in full"
+        lines.append(f"- measured on {speed.device}: {ratio} as fast as its parent{seen}, see [Speed](#speed)")
+    kept = evidence.retention
+    # without an interval the documents were too few to say anything of the whole
+    if kept is not None and all(map(math.isfinite, (kept.overall.value, kept.overall.low, kept.overall.high))):
+        documents = sum(task.documents for task in kept.tasks)
+        seen = "" if kept.checked else ", not checked in full"
+        lines.append(
+            f"- keeps {with_interval(kept.overall, percent)} of its parent's results in {len(kept.tasks)} tasks of "
+            f"{documents:,} documents{seen}, see [below](#what-it-keeps-of-its-parent)"
+        )
     return lines
 
 
-def _use(format: ExportFormat, title: str, compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:  # noqa: A002
-    here = f"`{title}` stands for this repository's id, or for the folder it lies in."
-    if format == "gguf":
-        return [
-            here,
-            "",
-            "```bash",
-            f"llama-cli -hf {title} -p 'import os'    # or -m FILE.gguf",
-            "```",
-            "",
-            "```python",
-            "from llama_cpp import Llama",
-            "",
-            f'model = Llama.from_pretrained("{title}", filename="*.gguf")',
-            'print(model("import os", max_tokens=32))',
-            "```",
-        ]
-    lines = [
-        f"{here} The model's class is code in this repository: read it, then allow it.",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("{title}", trust_remote_code=True)',
-        f'tokenizer = AutoTokenizer.from_pretrained("{title}")',
-        'ids = tokenizer("import os", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=32)[0]))",
-        "```",
-    ]
-    with_plugin = compatibility.get("vllm") != ()
-    for engine, command in (
-        ("vllm", f"vllm serve {title} --trust-remote-code"),
-        *(
-            [("vllm_puzzlebench", f"vllm serve {title} --trust-remote-code    # puzzlebench installed beside vLLM")]
-            if with_plugin
-            else []
-        ),
-        ("tensorrt_llm", f"trtllm-serve {title} --trust_remote_code"),
-    ):
-        if compatibility.get(engine) == ():
-            lines += ["", "```bash", command, "```"]
-    return lines
-
-
-def _architecture(source: ExportSource, parent: tuple[ModelSpec, Architecture] | None) -> list[str]:
-    spec = source.spec
+def _architecture(model: _Model) -> list[str]:
+    spec = model.source.spec
     head = f"{spec.num_hidden_layers} layers of hidden size {spec.hidden_size:,}, a vocabulary of {spec.vocab_size:,}"
     tied = "tied embeddings" if spec.tie_word_embeddings else "embeddings and output matrix apart"
-    lines = [f"{head}, {tied}; model type `{spec.model_type}`.", "", *architecture_table(spec, source.architecture)]
-    if parent is not None:
-        lines += ["", "The parent, for comparison:", "", *parent_table(*parent)]
+    lines = [
+        f"{head}, {tied}; model type `{spec.model_type}`. Key-value bytes are in {model.kv_dtype}.",
+        "",
+        *architecture_table(spec, model.source.architecture, model.kv_dtype),
+    ]
+    if model.parent is not None:
+        lines += ["", "The parent, for comparison:", "", *parent_table(*model.parent, model.kv_dtype)]
     return lines
 
 
@@ -237,7 +253,7 @@ def _limits(search: SearchEvidence | None) -> list[str]:
     if search is None:
         return ["Not recorded here."]
     score = {"kl": "KL divergence from the parent", "lm_loss": "language-model loss"}.get(search.metric, search.metric)
-    best = "no other of the space is better within the limits" if search.proven else "not proven to be the best"
+    best = "no other in the search space is better within the limits" if search.proven else "not proven to be the best"
     return [
         f"Costs: {search.title}. The architecture was chosen by the sum of its blocks' scores ({score}); {best}.",
         "",
@@ -245,12 +261,12 @@ def _limits(search: SearchEvidence | None) -> list[str]:
     ]
 
 
-def _speed(search: SearchEvidence | None, speed: SpeedEvidence | None) -> list[str]:
+def _speed(model: _Model, search: SearchEvidence | None, speed: SpeedEvidence | None) -> list[str]:
     if search is None and speed is None:
         return ["Neither predicted nor measured here."]
     lines: list[str] = []
     if search is not None:
-        cells = ", ".join(f"{count:,} {name}" for name, count in search.cost_cells.items())
+        cells = ", ".join(f"{count:,} {plain(name)}" for name, count in search.cost_cells.items())
         lines += [
             f"**Predicted** before the model was made, by summing a cost table's cells ({cells}): "
             f"{search.cost_source}. Batch size {search.batch_size}. "
@@ -262,107 +278,103 @@ def _speed(search: SearchEvidence | None, speed: SpeedEvidence | None) -> list[s
         return [*lines, "", "The model itself was **not measured**."]
     lines += [""] if lines else []
     lines += [
-        f"**Measured** on {speed.device}, {speed.engine} {speed.engine_version}, {speed.precision}, batch "
+        f"**Measured** on {speed.device}, {speed.engine} {speed.engine_version}, {speed.precision} weights, batch "
         f"{speed.batch_size}, prompts of {speed.prefill_len:,} tokens, {speed.decode_len:,} generated, in "
         f"{speed.sessions} fresh processes. In brackets 95 % intervals.",
         "",
         *speed_table(speed),
     ]
+    notes = []
     if speed.predicted:
-        error = 100 * speed.errors["generate"]
-        lines += ["", f"The prediction of the whole was off by {error:+.1f} % (predicted over measured, less 1)."]
-    return [*lines, *(line for sentence in speed.other_setup for line in ("", sentence))]
+        notes.append("Error: predicted speed-up over measured, less 1.")
+    if speed.disturbed_share > 0:  # false where it is not a number
+        notes.append(
+            f"Something else on the machine disturbed {100 * speed.disturbed_share:.0f} % of the rounds; they were "
+            "left out where there were others."
+        )
+    if speed.precision != model.dtype:
+        notes.append(f"Measured was {speed.precision}; the weights here are {model.dtype}.")
+    if not speed.checked:
+        notes.append("**Not checked:** that the weights measured are of this architecture and of its parent.")
+    return [*lines, *_paragraphs(*notes, *speed.other_setup)]
 
 
-def _retention(evidence: Evidence) -> list[str]:
-    kept = evidence.retention
+def _retention(model: _Model, kept: RetentionEvidence | None) -> list[str]:
     if kept is None:
         return ["Not evaluated here."]
     lines = [
-        f"By the LM Evaluation Harness {kept.lm_eval_version}, the same documents for both. Retained is the child's "
-        "result over the parent's, or the other way round where less is better; in brackets paired 95 % intervals.",
+        f"By the LM Evaluation Harness {kept.lm_eval_version}, with the same documents for both models. Retained: this "
+        "model's result divided by the parent's, or the parent's by this model's where lower is better. Above chance: "
+        "the same of what is above guessing. In brackets 95 % intervals, paired by document.",
         "",
         *retention_table(kept),
     ]
+    notes = []
     if kept.before is not None and math.isfinite(kept.before.value):
-        lines += ["", f"Before the whole was distilled the mean was {100 * kept.before.value:.1f} %."]
-    return [*lines, *(line for note in kept.notes for line in ("", note))]
+        notes.append(f"Before the whole model was distilled the mean was {100 * kept.before.value:.1f} %.")
+    if model.is_cast:
+        notes.append(f"Evaluated were the {model.before} weights; those here are {model.dtype}.")
+    if not kept.checked:
+        notes.append("**Not checked:** that the weights evaluated are this model's and its parent's.")
+    return [*lines, *_paragraphs(*notes, *kept.notes)]
 
 
 def _training(evidence: Evidence) -> list[str]:
     found = evidence.distillation
     if found is None:
         return ["Global distillation of the whole model is not recorded here."]
-    losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in found.losses.items())
+    weighted = ((plain(name), weight) for name, weight in found.losses.items())
+    losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weighted)
     lines = [
         f"Blocks were distilled one by one, then the whole from its parent on {found.tokens:,} tokens "
         f"({found.steps:,} steps) of {found.data}: {losses}, {found.optimiser}, {found.precision}, "
         f"{found.seconds:,.0f} s on {found.device}.",
     ]
+    notes = []
     if found.held_out:
-        ends = ", ".join(f"{name} {first:.4g} to {last:.4g}" for name, (first, last) in found.held_out.items())
-        lines += ["", f"On text that it was not trained on: {ends}."]
-    return lines
+        ends = ", ".join(f"{plain(name)} {first:.4g} to {last:.4g}" for name, (first, last) in found.held_out.items())
+        notes.append(f"On text that it was not trained on: {ends}.")
+    if not found.checked:
+        notes.append("**Not checked:** that the weights trained are this model's, and from its parent.")
+    return [*lines, *_paragraphs(*notes)]
 
 
-def _engines(compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _engines(model: _Model, compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
+    if model.is_stock:
+        return [
+            f"A stock checkpoint of model type `{model.source.spec.model_type}`, without code of its own: what loads "
+            "others of that type loads it."
+        ]
     return [
-        "By puzzlebench's rules, read in the engines' sources at the versions named; a later version may know more.",
+        "By puzzlebench's rules of what each engine refuses, at the versions named: read in the engines' sources, some "
+        "also tried. Yes: no rule is against it; this model itself was not run there.",
         "",
         *engines_table(compatibility),
     ]
 
 
-def _licence(licence: Licence, base_model: str | None) -> list[str]:
-    if licence.embedded and licence.stated_in != "who exported it":
-        lines = [
-            "The parent was trained by puzzlebench on the spot, on the sources of Python's standard library (PSF "
-            "License Agreement), and states no licence for its weights. Who shares this model has to state one."
-        ]
-    elif licence.name is None:
-        lines = [
-            f"**Unknown.** Nothing beside the weights of {_called(base_model)} states a licence, and none is guessed "
-            "here. Find out what its makers allow before you share or use this model."
-        ]
+def _changed(model: _Model) -> str:
+    changed = ["the weights"] if model.source.solution is not None or model.is_cast else []
+    if model.format == "gguf":
+        changed.append("the file format")
     else:
-        where = "" if licence.stated_in is None else f", as {licence.stated_in} states"
-        named = f"[{licence.name}]({licence.link})" if licence.link else licence.name
-        lines = [f"This model is made from {_called(base_model)} and is under its licence: {named}{where}."]
-        if licence.read_in is None:
-            lines.append("puzzlebench knows no list of what it asks for: read it.")
-    duties = list(licence.duties)
-    if licence.display is not None:
-        duties.insert(0, f"“{licence.display}” is to be shown where the model is used or described.")
-    if licence.name_begins_with is not None:
-        duties.insert(0, f"The name of a model made from it begins with “{licence.name_begins_with}”.")
-    if licence.notice is not None:
-        duties.append(f"A NOTICE file holds: “{licence.notice}”")
-    if duties:
-        lines += ["", f"What it asks for ({licence.read_in}; no legal advice):", "", *(f"- {duty}" for duty in duties)]
-    if licence.files:
-        names = ", ".join(f"`{file.name}`" for file in licence.files)
-        lines += ["", f"Carried over from the parent: {names}."]
-    if licence.base_models:
-        lines += ["", f"The parent was itself made from {', '.join(licence.base_models)}, whose terms may hold too."]
-    return [
-        *lines,
-        "",
-        "**Changed** from the parent: the weights, the config and the code of the model. puzzlebench, which made the "
-        "changes, is under Apache-2.0.",
-    ]
+        changed += ["the config", *(["the code of the model"] if model.runs_code else [])]
+    return " and ".join([", ".join(changed[:-1]), changed[-1]] if len(changed) > 1 else changed)
 
 
-def _provenance(source: ExportSource, evidence: Evidence, format: ExportFormat) -> list[str]:  # noqa: A002
-    solution = source.solution or {}
+def _provenance(model: _Model, evidence: Evidence) -> list[str]:
+    solution = model.source.solution or {}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    written = _STOCK if model.is_stock else _FORMATS[model.format]
     lines = [
-        f"- exported {today} by puzzlebench {puzzlebench.__version__} as {_FORMATS[format]}",
-        f"- weights exported: `{source.fingerprint[:16]}`",
+        f"- exported {today} by puzzlebench {puzzlebench.__version__} as {written}",
+        "- fingerprint of these weights: `weights_fingerprint` of `export` in `puzzle_solution.json`",
+        f"- made from weights {code(model.source.fingerprint[:16])}",
     ]
     if parent := solution.get("parent_fingerprint"):
-        lines.append(f"- weights of the parent: `{str(parent)[:16]}`")
+        lines.append(f"- weights of the parent: {code(str(parent)[:16])}")
     if recipe := solution.get("recipe"):
-        lines.append(f"- recipe of the block library: `{recipe}`")
+        lines.append(f"- recipe of the block library: {code(recipe)}")
     dates = {
         "search": evidence.search,
         "distillation": evidence.distillation,
@@ -373,10 +385,19 @@ def _provenance(source: ExportSource, evidence: Evidence, format: ExportFormat) 
     return [*lines, *(f"- {note}" for note in evidence.notes)]
 
 
+def _paragraphs(*sentences: str) -> list[str]:
+    """Each after an empty line."""
+    return [line for sentence in sentences for line in ("", sentence)]
+
+
 def _called(base_model: str | None) -> str:
     """A parent by its name, without folders."""
+    from puzzlebench.parent.open import EMBEDDED
+
     if base_model is None:
-        return "a parent that is not named"
+        return "a model that is not named"
+    if base_model == EMBEDDED:
+        return "the small model that puzzlebench trains itself (`embedded`)"
     if _HUB_ID.fullmatch(base_model):
         return f"[{base_model}](https://huggingface.co/{base_model})"
-    return PurePath(base_model).name
+    return plain(PurePath(base_model).name)

@@ -6,12 +6,16 @@ Numbers with an interval are written "value (low to high)". What was modelled sa
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from puzzlebench.estimate import Interval
+from puzzlebench.exporting.card_text import plain
 from puzzlebench.exporting.evidence_values import PHASES, RetentionEvidence, SearchEvidence, SpeedEvidence
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP, Linear, NoOp
+from puzzlebench.model.dtypes import KVDtype
 from puzzlebench.model.engine_rules import list_engine_rules
 from puzzlebench.model.memory import sub_block_kv_bytes_per_token
 from puzzlebench.model.parameters import sub_block_parameters
@@ -37,6 +41,11 @@ _ENGINES = {
     "sglang": "SGLang",
     "llama_cpp": "llama.cpp",
 }
+_TRANSFORMERS: Final = "4.57.1 to 5.24.0"
+"""What the code beside the weights was run with; there are no rules that state a version. See docs/export.md."""
+
+_REFUSAL: Final = re.compile(r"(layer \d+): .*? \[\w+\]: (.+)")
+"""As `check_architecture_loads` writes them: layer, engine and block, kind of rule, reason."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -45,28 +54,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (head, rule, *rows)]
 
 
-def architecture_table(spec: ModelSpec, architecture: Architecture) -> list[str]:
-    """A row for every run of layers with one block; the key-value cache in bf16."""
+def architecture_table(spec: ModelSpec, architecture: Architecture, kv_dtype: KVDtype) -> list[str]:
+    """A row for every run of layers with one block."""
     rows = [
-        [str(first) if first == last else f"{first} to {last}", *_block_cells(spec, block)]
+        [str(first) if first == last else f"{first} to {last}", *_block_cells(spec, block, kv_dtype)]
         for first, last, block in _runs(architecture)
     ]
     return table(_BLOCK_HEAD, rows, right=(3, 4))
 
 
-def parent_table(spec: ModelSpec, architecture: Architecture) -> list[str]:
-    """A row for every block of a parent, whose layers differ in windows at most; the key-value cache in bf16."""
+def parent_table(spec: ModelSpec, architecture: Architecture, kv_dtype: KVDtype) -> list[str]:
+    """A row for every block of a parent, whose layers differ in windows at most."""
     total = len(architecture.blocks)
     rows = []
     for block, count in Counter(architecture.blocks).items():
         layers = f"each of {total}" if count == total else f"{count} of {total}"
-        rows.append([layers, *_block_cells(spec, block)])
+        rows.append([layers, *_block_cells(spec, block, kv_dtype)])
     return table(_BLOCK_HEAD, rows, right=(3, 4))
 
 
-def kv_bytes_per_token(spec: ModelSpec, architecture: Architecture) -> int:
-    """Of the whole model, in bf16."""
-    return sum(sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype="bf16") for block in architecture.blocks)
+def kv_bytes_per_token(spec: ModelSpec, architecture: Architecture, kv_dtype: KVDtype) -> int:
+    """Of the whole model."""
+    return sum(sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype=kv_dtype) for block in architecture.blocks)
 
 
 def limits_lines(search: SearchEvidence) -> list[str]:
@@ -88,7 +97,7 @@ def costs_table(search: SearchEvidence) -> list[str]:
     rows = []
     for column, value in search.values.items():
         name, bracket, scenario = column.partition("[")
-        title = _RESOURCES.get(name, name) + (f" ({scenario.rstrip(']')})" if bracket else "")
+        title = _RESOURCES.get(name, plain(name)) + (f" ({plain(scenario.rstrip(']'))})" if bracket else "")
         own, parent = (_quantity(column, one) for one in (value, search.parent_values.get(column, math.nan)))
         rows.append([title, own, parent, _ratio(column, value, search.parent_values.get(column, math.nan))])
     return table(["predicted", "this model", "parent", "better by"], rows, right=(1, 2, 3))
@@ -97,12 +106,15 @@ def costs_table(search: SearchEvidence) -> list[str]:
 def speed_table(speed: SpeedEvidence) -> list[str]:
     """Measured times and speed-ups beside the predicted ones."""
     parent, child = speed.times
-    head = ["phase", "parent, ms", "this model, ms", "speed-up, measured"]
-    if speed.predicted:
-        head += ["speed-up, modelled", "error"]
+    modelled = speed.predicted_times[-1] if speed.predicted_times else None
+    head = ["phase", "parent, ms", "this model, ms"]
+    head += [] if modelled is None else ["this model, ms, predicted"]
+    head += ["speed-up"]
+    head += ["speed-up, predicted", "error"] if speed.predicted else []
     rows = []
     for phase in PHASES:
         row = [_PHASES[phase], *(with_interval(one[phase], _digits) for one in (parent, child))]
+        row += [] if modelled is None else [with_interval(modelled[phase], _digits)]
         row.append(with_interval(speed.speed_ups[phase], times))
         if speed.predicted:
             row += [times(speed.predicted[phase]), f"{100 * speed.errors[phase]:+.1f} %"]
@@ -111,26 +123,39 @@ def speed_table(speed: SpeedEvidence) -> list[str]:
 
 
 def retention_table(kept: RetentionEvidence) -> list[str]:
-    """Each task, and the mean of all."""
-    rows = [
-        [one.task, one.metric, _digits(one.parent), _digits(one.child), with_interval(one.retained, percent)]
-        for one in kept.tasks
-    ]
-    rows.append(["**mean of the tasks**", "", "", "", f"**{with_interval(kept.overall, percent)}**"])
-    return table(["task", "metric", "parent", "this model", "retained"], rows, right=(2, 3, 4))
+    """Each task, and the mean of all; a column for what is above chance where that is known of a task."""
+    chance = any(math.isfinite(one.above_chance.value) for one in kept.tasks)
+    rows = []
+    for one in kept.tasks:
+        row = [one.task, f"{one.documents:,}", one.metric, _digits(one.parent), _digits(one.child)]
+        row.append(with_interval(one.retained, percent))
+        if chance:
+            row.append(with_interval(one.above_chance, percent))
+        rows.append(row)
+    whole = f"**{with_interval(kept.overall, percent)}**"
+    rows.append(["**mean of the tasks**", "", "", "", "", whole, *([""] if chance else [])])
+    head = ["task", "documents", "metric", "parent", "this model", "retained", *(["above chance"] if chance else [])]
+    return table(head, rows, right=(1, *range(3, len(head))))
 
 
 def engines_table(compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Each engine of the format: whether anything is known against it, and by what version."""
+    """Each engine of the format, the versions that its rules are of, and whether one of them is against the model."""
     versions = {
         rules.engine: list(dict.fromkeys(rule.version for rule in rules.rules)) for rules in list_engine_rules()
     }
     rows = []
     for engine, refusals in compatibility.items():
-        more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
-        found = f"no: {refusals[0]}{more}" if refusals else "yes: no rule against it"
-        rows.append([_ENGINES.get(engine, engine), ", ".join(versions.get(engine, [])) or "any", found])
-    return table(["engine", "rules read at", "loads it"], rows)
+        of = _TRANSFORMERS if engine == "transformers" else ", ".join(versions.get(engine, [])) or "–"
+        rows.append([_ENGINES.get(engine, engine), of, _refusal(refusals)])
+    return table(["engine", "version", "loads it"], rows)
+
+
+def _refusal(refusals: Sequence[str]) -> str:
+    if not refusals:
+        return "yes"
+    found = _REFUSAL.fullmatch(refusals[0])
+    first = f"{found[1]}: {found[2]}" if found is not None else refusals[0]
+    return f"no: {plain(first)}{f' (and {len(refusals) - 1} more)' if len(refusals) > 1 else ''}"
 
 
 def _runs(architecture: Architecture) -> list[tuple[int, int, Block]]:
@@ -144,9 +169,9 @@ def _runs(architecture: Architecture) -> list[tuple[int, int, Block]]:
     return runs
 
 
-def _block_cells(spec: ModelSpec, block: Block) -> list[str]:
+def _block_cells(spec: ModelSpec, block: Block, kv_dtype: KVDtype) -> list[str]:
     parameters = sum(sub_block_parameters(spec, sub) for sub in (block.attention, block.ffn))
-    cache = sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype="bf16")
+    cache = sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype=kv_dtype)
     return [_attention(spec, block), _ffn(block), f"{parameters:,}", f"{cache:,}"]
 
 

@@ -1,9 +1,9 @@
 """The DeciLM format (model_type nemotron-nas): a child as vLLM, TensorRT-LLM and SGLang read it, and back.
 
-Read for it: `vllm/model_executor/models/nemotron_nas.py` and `transformers_utils/config.py` (vLLM 0.32.0),
-`tensorrt_llm/_torch/models/modeling_nemotron_nas.py` (commit 0193dbd4). Its layers are Llama's: no norms on queries and
-keys, none after a sub-block, silu, rotation of whole heads in every layer. What else a model has is refused here, by
-name; what single engines lack stands in engine_rules.yaml.
+Read for it: `vllm/model_executor/models/nemotron_nas.py` and `transformers_utils/config.py`, and
+`tensorrt_llm/_torch/models/modeling_nemotron_nas.py`, at the versions in engine_rules.yaml. Its layers are Llama's: no
+norms on queries and keys, none after a sub-block, silu, rotation of whole heads in every layer. What else a model has
+is refused here, by name; what single engines lack stands in engine_rules.yaml.
 """
 
 from __future__ import annotations

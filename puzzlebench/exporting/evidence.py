@@ -18,33 +18,14 @@ from puzzlebench.exporting.evidence_parsing import (
     parse_search,
     parse_speed,
 )
-from puzzlebench.exporting.evidence_values import (
-    PHASES,
-    DistillationEvidence,
-    Evidence,
-    RetentionEvidence,
-    SearchEvidence,
-    SpeedEvidence,
-    TaskKept,
-)
+from puzzlebench.exporting.evidence_values import Evidence
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
 if TYPE_CHECKING:
     from puzzlebench.exporting.source import ExportSource
 
-__all__ = [
-    "PHASES",
-    "DistillationEvidence",
-    "Evidence",
-    "EvidenceFiles",
-    "RetentionEvidence",
-    "SearchEvidence",
-    "SpeedEvidence",
-    "TaskKept",
-    "read_evidence",
-]
-
 SCHEMA_VERSION: Final = 1
+DISTILLATION: Final = "distillation.json"
 Parsed = TypeVar("Parsed")
 
 
@@ -65,7 +46,7 @@ class EvidenceFiles:
 
 
 def read_evidence(files: EvidenceFiles, source: ExportSource | None = None) -> Evidence:
-    """Read the files there are.
+    """Read the files there are, and without a run the distillation.json that lies beside the weights.
 
     Args:
         source: the child that all must be of; None checks nothing.
@@ -84,10 +65,11 @@ def read_evidence(files: EvidenceFiles, source: ExportSource | None = None) -> E
 
     realised = run is not None and run.role == "child"
     search = read(files.search, "search/search.json", lambda stated, _: parse_search(stated, child))
+    beside = None if run is not None or source is None else source.folder / DISTILLATION
     trained = read(
-        files.distillation,
-        None if realised else "distilled/distillation.json",
-        lambda stated, _: parse_distillation(stated, child),
+        files.distillation or (beside if beside is not None and beside.is_file() else None),
+        None if realised else f"distilled/{DISTILLATION}",
+        lambda stated, path: parse_distillation(stated, child, path.parent),
     )
     kept = read(
         files.retention,
@@ -165,7 +147,7 @@ def _child(source: ExportSource | None) -> Child:
     return Child(
         name=source.folder.resolve().name,
         architecture=source.architecture,
-        parent_fingerprint=None if parent is None else str(parent),
+        parent_weights=frozenset() if parent is None else frozenset({str(parent)}),
         same_weights=own,
         same_architecture=own,
     )

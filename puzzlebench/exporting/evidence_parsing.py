@@ -9,8 +9,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from puzzlebench.estimate import Interval
 from puzzlebench.exporting.evidence_values import (
@@ -21,19 +21,23 @@ from puzzlebench.exporting.evidence_values import (
     SpeedEvidence,
     TaskKept,
 )
+from puzzlebench.exporting.sidecars import without_folders
 from puzzlebench.model.blocks import Architecture, architecture_from_json, block_name
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
+
+_ROUNDING = 1e-6
 
 _TIMES = {"prefill": "prefill_ms", "decode": "tpot_ms", "generate": "generate_ms"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
-    """Which child documents must be of; nothing that is None is checked.
+    """Which child documents must be of; nothing that is None or empty is checked.
 
     Attributes:
         name: of its folder.
+        parent_weights: fingerprints that its parent's checkpoint has.
         same_weights: fingerprints that its checkpoint has.
         same_architecture: those of all checkpoints known to have its architecture, its own among them.
         notes: what could not be checked; parsers add to it.
@@ -41,7 +45,7 @@ class Child:
 
     name: str | None = None
     architecture: Architecture | None = None
-    parent_fingerprint: str | None = None
+    parent_weights: frozenset[str] = frozenset()
     same_weights: frozenset[str] = frozenset()
     same_architecture: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
@@ -95,9 +99,12 @@ def parse_retention(stated: Mapping[str, Any], child: Child) -> RetentionEvidenc
     """What the child kept.
 
     Raises:
-        ValueError: it is of a checkpoint with other weights.
+        ValueError: it is of a checkpoint with other weights, or of another parent.
     """
-    _check_weights(stated["child"], child)
+    checked = [
+        _is_of(stated["child"], "child", child, "evaluation"),
+        _is_of(stated["parent"], "parent", child, "evaluation"),
+    ]
     overall = stated["overall"]
     return RetentionEvidence(
         overall=_ends(overall, "retention", low="low", high="high"),
@@ -109,12 +116,20 @@ def parse_retention(stated: Mapping[str, Any], child: Child) -> RetentionEvidenc
                 child=_number(row["child"]),
                 retained=_ends(row, "retention", low="retention_low", high="retention_high"),
                 documents=int(row["documents"]),
+                chance=_number(row.get("chance")),
+                above_chance=_ends(
+                    {"retention_above_chance": None, **row},
+                    "retention_above_chance",
+                    low="retention_above_chance_low",
+                    high="retention_above_chance_high",
+                ),
             )
             for row in stated["tasks"]
         ),
         lm_eval_version=str(stated["lm_eval_version"]),
         notes=tuple(str(note) for note in stated["notes"]),
         created=str(stated["created"]),
+        checked=all(checked),
     )
 
 
@@ -122,13 +137,19 @@ def parse_speed(stated: Mapping[str, Any], child: Child, job: Path) -> SpeedEvid
     """The times of the child, and of the parent, which comes first.
 
     Args:
-        job: the file beside it that says which label is of which checkpoint; it may be missing.
+        job: a file beside it, which says of which weights each label is where the document does not; it may be missing.
 
     Raises:
-        ValueError: it has no child, or several and none that is known to be this one, or one of another architecture.
+        ValueError: it has no child, or several and none that is known to be this one, or one of another architecture,
+            or it is of another parent.
     """
     labels = [str(row["model"]) for row in stated["models"]]
-    label = _label(labels[1:], child, job)
+    known = {str(row["model"]): str(row["fingerprint"]) for row in stated["models"] if row.get("fingerprint")}
+    known = known or _fingerprints(job)
+    label = _label(labels[1:], child, known)
+    parent = {"name": labels[0], "fingerprint": known.get(labels[0])}
+    checked = _is_of(parent, "parent", child, "times")
+    modelled = {str(row["model"]): row for row in stated.get("predictions") or ()}
     times = {str(row["model"]): row for row in stated["models"]}
     ups = {str(row["model"]): row for row in stated["speed_ups"]}[label]
     predicted = {str(row["model"]): row for row in stated.get("predicted_speed_ups") or ()}.get(label)
@@ -146,20 +167,26 @@ def parse_speed(stated: Mapping[str, Any], child: Child, job: Path) -> SpeedEvid
         speed_ups={phase: _ends(ups[phase], "value", low="low", high="high") for phase in PHASES},
         predicted={} if predicted is None else {phase: _number(predicted[phase]) for phase in PHASES},
         errors={} if predicted is None else {phase: _number(predicted["error"][phase]) for phase in PHASES},
+        predicted_times=tuple(_times(modelled[one]) for one in (labels[0], label)) if label in modelled else (),
+        disturbed_share=_number(stated.get("disturbed_share")),
         other_setup=_other_setup(stated),
+        checked=checked and known.get(label) in child.same_architecture,
         created=str(stated["created"]),
     )
 
 
-def parse_distillation(stated: Mapping[str, Any], child: Child) -> DistillationEvidence:
+def parse_distillation(stated: Mapping[str, Any], child: Child, folder: Path) -> DistillationEvidence:
     """How the child was trained.
 
+    Args:
+        folder: in which the document lies; what was trained lies there too, where it does not say what that was.
+
     Raises:
-        ValueError: its parent was another one.
+        ValueError: what it trained has other weights, or its parent was another one.
     """
-    own = child.parent_fingerprint
-    if own is not None and stated["parent_fingerprint"] != own:
-        raise ValueError(f"the parent it is of, {_plain(stated['parent'])}, has other weights than this child's parent")
+    own = {"name": folder.resolve().name, "source": str(folder), "fingerprint": stated.get("weights_fingerprint")}
+    parent = {"name": stated["parent"], "fingerprint": stated["parent_fingerprint"]}
+    checked = [_is_of(own, "child", child, "distillation"), _is_of(parent, "parent", child, "distillation")]
     recipe = stated["recipe"]
     weights = {name: _number(value) for name, value in recipe["losses"].items() if name != "temperature"}
     rows = stated["held_out"]
@@ -168,13 +195,14 @@ def parse_distillation(stated: Mapping[str, Any], child: Child) -> DistillationE
     return DistillationEvidence(
         tokens=int(stated["tokens"]),
         steps=int(stated["steps"]),
-        data=_plain(stated["data"]),
+        data=without_folders(str(stated["data"])),
         losses={name: value for name, value in weights.items() if value},
         held_out={name: (_number(same[0][name]), _number(same[-1][name])) for name in terms},
         optimiser=str(recipe["optimiser"]),
         precision=str(stated["precision"]),
         device=str(stated["device"]),
         seconds=_number(stated["seconds"]),
+        checked=all(checked),
         created=str(stated["created"]),
     )
 
@@ -187,25 +215,35 @@ def _other_architecture(found: Architecture, child: Architecture) -> str:
     return f"it is of another child: in layer {layer} it chose {chosen}, and this one has {own}"
 
 
-def _check_weights(side: Mapping[str, Any], child: Child) -> None:
-    """Raise ValueError where the checkpoint that was evaluated is here and another one; note where it is not here."""
-    if not child.same_weights:
-        return
-    folder = Path(str(side["source"]))
-    if (folder / "config.json").is_file():
-        if checkpoint_fingerprint(folder) not in child.same_weights:
-            raise ValueError(f"it is of another child: {folder} has other weights than {child.name}")
-    else:
-        child.notes.append(
-            f"The evaluation is of a checkpoint called {_plain(side['name'])}, which is not there any more to compare."
-        )
+def _is_of(stated: Mapping[str, Any], which: Literal["child", "parent"], child: Child, document: str) -> bool:
+    """Whether a model of a document is known to be this child or its parent; where that cannot be known it is noted.
+
+    Args:
+        stated: its name, and its fingerprint or else the folder in which it was, as source.
+
+    Raises:
+        ValueError: it has other weights.
+    """
+    weights = child.same_weights if which == "child" else child.parent_weights
+    name = without_folders(str(stated["name"]))
+    found = stated.get("fingerprint")
+    folder = Path(str(stated.get("source", "")))
+    if found is None and weights and "source" in stated and (folder / "config.json").is_file():
+        found = checkpoint_fingerprint(folder)
+    if found is None or not weights:
+        if child.same_weights:  # else nothing is checked
+            child.notes.append(f"Not checked: which weights the {which} of the {document}, called {name}, had.")
+        return False
+    if found not in weights:
+        owner = child.name if which == "child" else f"the parent of {child.name}"
+        raise ValueError(f"it is of another {which}: {name} has other weights than {owner}")
+    return True
 
 
-def _label(labels: list[str], child: Child, job: Path) -> str:
-    """Which label is the child's."""
+def _label(labels: list[str], child: Child, known: Mapping[str, str]) -> str:
+    """Which label is the child's, by the weights that are known of labels."""
     if not labels:
         raise ValueError("it has no child beside the parent")
-    known = _fingerprints(job)
     fitting = [label for label in labels if known.get(label) in child.same_architecture]
     if fitting:
         return next((label for label in fitting if known[label] in child.same_weights), fitting[0])
@@ -215,7 +253,7 @@ def _label(labels: list[str], child: Child, job: Path) -> str:
         raise ValueError(f"it has {len(labels)} children ({', '.join(labels)}); this one is called {child.name}")
     label = child.name if child.name is not None and child.name in labels else labels[0]
     if child.same_architecture:
-        child.notes.append(f"The times are of a checkpoint called {_plain(label)}; nothing says which weights it had.")
+        child.notes.append(f"Not checked: which weights the child of the times, called {without_folders(label)}, had.")
     return label
 
 
@@ -249,7 +287,11 @@ def _times(row: Mapping[str, Any]) -> dict[str, Interval]:
 
 
 def _ends(row: Mapping[str, Any], value: str, *, low: str, high: str) -> Interval:
-    return Interval(value=_number(row[value]), low=_number(row.get(low)), high=_number(row.get(high)))
+    found = Interval(value=_number(row[value]), low=_number(row.get(low)), high=_number(row.get(high)))
+    room = _ROUNDING * abs(found.value)
+    if found.value < found.low - room or found.value > found.high + room:
+        raise ValueError(f"{value} is {found.value:g}, outside its own interval, {found.low:g} to {found.high:g}")
+    return found
 
 
 def _number(value: object) -> float:
@@ -258,9 +300,3 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return float(value)
-
-
-def _plain(name: object) -> str:
-    """A name as it is, and of a path its last part: a card says nothing about folders of the machine it is made on."""
-    text = str(name)
-    return PurePath(text).name if text.startswith(("/", "~", ".")) else text

@@ -5,12 +5,15 @@ A number that is not known is not a number, and so are the unknown ends of an in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from puzzlebench.estimate import Interval
 from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
+
+UNKNOWN: Final = Interval(value=math.nan, low=math.nan, high=math.nan)
 
 PHASES: Final = ("prefill", "decode", "generate")
 """What speed.json has speed-ups of; `decode` is the time per token after the first."""
@@ -48,7 +51,13 @@ class SearchEvidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskKept:
-    """One task; `retained` is child over parent, or the other way round where low values are good."""
+    """One task; `retained` is child over parent, or the other way round where low values are good.
+
+    Attributes:
+        documents: that both were given.
+        chance: what guessing reaches, of multiple choice.
+        above_chance: retained of what is above chance.
+    """
 
     task: str
     metric: str
@@ -56,6 +65,8 @@ class TaskKept:
     child: float
     retained: Interval
     documents: int
+    chance: float = math.nan
+    above_chance: Interval = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +75,7 @@ class RetentionEvidence:
 
     Attributes:
         before: overall, before global distillation; None where that was not evaluated.
+        checked: the evaluation says of which weights it is, and they are this child's and its parent's.
     """
 
     overall: Interval
@@ -72,6 +84,7 @@ class RetentionEvidence:
     notes: tuple[str, ...]
     created: str
     before: Interval | None = None
+    checked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +96,9 @@ class SpeedEvidence:
         speed_ups: of the child, by `PHASES`.
         predicted: the same from the cost table; empty without one.
         errors: of those, predicted over measured less 1.
+        predicted_times: as `times`, from the cost table; empty without one.
+        disturbed_share: of the rounds, which something else on the machine disturbed.
+        checked: see `RetentionEvidence`; another child of the same architecture is as fast.
         other_setup: in what that cost table is of something else than was measured, a sentence each.
     """
 
@@ -100,6 +116,9 @@ class SpeedEvidence:
     errors: Mapping[str, float]
     other_setup: tuple[str, ...]
     created: str
+    predicted_times: tuple[Mapping[str, Interval], ...] = ()
+    disturbed_share: float = math.nan
+    checked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +129,7 @@ class DistillationEvidence:
         data: its name, without folders.
         losses: weights of the terms that were minimised.
         held_out: by term, first and last value on rows of one length that are not trained on.
+        checked: see `RetentionEvidence`.
     """
 
     tokens: int
@@ -122,6 +142,7 @@ class DistillationEvidence:
     device: str
     seconds: float
     created: str
+    checked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

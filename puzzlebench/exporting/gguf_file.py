@@ -26,7 +26,8 @@ from puzzlebench.exporting.gguf_layers import (
 )
 from puzzlebench.exporting.gguf_rope import Rope, frequency_factors, read_rope
 from puzzlebench.exporting.gguf_tokenizer import GGUFTokenizer, read_tokenizer
-from puzzlebench.exporting.source import ExportSource
+from puzzlebench.exporting.sidecars import own_solution
+from puzzlebench.exporting.source import ExportSource, cast
 from puzzlebench.files import replacing
 from puzzlebench.model.blocks import GQA, architecture_to_json
 from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
@@ -156,7 +157,7 @@ def _add_general(
         "fingerprint": source.fingerprint,
         "model_type": source.spec.model_type,
         "architecture": json.dumps(architecture_to_json(source.architecture)),
-        "solution": "" if source.solution is None else json.dumps(dict(source.solution)),
+        "solution": "" if source.solution is None else json.dumps(own_solution(source)),
     }
     for key, value in stated.items():
         writer.add_string(PROVENANCE + key, value)
@@ -256,11 +257,8 @@ def _as_numpy(name: str, tensor: Tensor, form: GGUFDtype) -> Any:
     import torch
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[form]
-    cast = tensor.to(dtype).contiguous()
-    if form == "fp16" and not torch.isfinite(cast).all() and torch.isfinite(tensor).all():
-        largest = float(tensor.abs().max())
-        raise ValueError(f"{name} has a weight of {largest:.4g}, which does not fit into fp16; use bf16 or fp32")
-    return (cast.view(torch.int16) if form == "bf16" else cast).numpy()
+    done = cast(name, tensor, dtype).contiguous()
+    return (done.view(torch.int16) if form == "bf16" else done).numpy()
 
 
 def _package() -> Any:

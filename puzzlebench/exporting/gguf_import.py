@@ -18,6 +18,7 @@ from puzzlebench.exporting.gguf_file import PROVENANCE
 from puzzlebench.exporting.gguf_layers import ROPE_FACTORS, gguf_name, tensor_shapes, to_halves
 from puzzlebench.exporting.gguf_rope import Rope, find_llama3, rope_scaling
 from puzzlebench.exporting.gguf_tokenizer_import import tokenizer_files
+from puzzlebench.exporting.rope import DEFAULT_THETA
 from puzzlebench.library.realise import SOLUTION_FILE
 from puzzlebench.measuring.stack.layouts import rope_settings
 from puzzlebench.model.blocks import (
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 ARCHITECTURES: Final = ("deci", "llama")
 _SPLIT_NAME: Final = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _PLAIN: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_DEFAULT_THETA: Final = 10000.0
 _ROLES: Final = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
@@ -193,7 +193,7 @@ def _biases(stored: Mapping[str, Any]) -> set[str]:
 
 
 def _read_rope(keys: Mapping[str, Any], stored: Mapping[str, Any], head_dim: int) -> Rope:
-    theta = _shortest(keys.get("rope.freq_base", _DEFAULT_THETA))
+    theta = _shortest(keys.get("rope.freq_base", DEFAULT_THETA))
     if (turned := int(keys.get("rope.dimension_count", head_dim))) != head_dim:
         raise ValueError(f"RoPE turns {turned} of the {head_dim} numbers of a head; supported is all of them")
     if any(name.startswith("rope_factors_") for name in stored):

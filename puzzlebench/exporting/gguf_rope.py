@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from puzzlebench.exporting.rope import DEFAULT_THETA
+
 RopeKind: TypeAlias = Literal["default", "linear", "yarn", "llama3"]
 
-_DEFAULT_THETA = 10000.0
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # of YaRN, both in transformers and in llama.cpp
 _CLOSE = 1e-5
 _LLAMA3 = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))  # factor, low, high, original: Llama 3.1 and 3.3, Llama 3.2
@@ -60,7 +61,7 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):
         raise ValueError(f"RoPE must be an object, not {stated!r}")
-    theta = float(stated.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA)
+    theta = float(stated.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
     kind = stated.get("rope_type") or stated.get("type") or "default"
     for where in (config, stated):
         if (partial := where.get("partial_rotary_factor")) not in (None, 1, 1.0):

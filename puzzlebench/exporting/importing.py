@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from puzzlebench.exporting.decilm import finished_child
 from puzzlebench.exporting.hf import write_code
@@ -18,24 +18,27 @@ from puzzlebench.exporting.rope import both_forms
 from puzzlebench.exporting.sidecars import (
     copy_generation_config,
     copy_tokenizer,
+    file_digest,
     solution_of,
+    tokenizer_folder,
     without_folders,
     write_json,
     write_solution,
     written_by,
 )
-from puzzlebench.exporting.source import ExportSource, counted, is_decilm, open_source
+from puzzlebench.exporting.source import SHARD_BYTES, ExportSource, counted, is_decilm, open_source
 from puzzlebench.files import new_folder
+from puzzlebench.library.realise import SOLUTION_FILE
 from puzzlebench.measuring.stack.checkpoint import write_shards
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.model.spec import ModelSpec
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
 if TYPE_CHECKING:
     from puzzlebench.parent.open import ParentFiles
 
 Report = Callable[[float, str], None]
-SHARD_BYTES: Final = 5 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +86,20 @@ def run_import(job: ImportJob, *, progress: Report = lambda _share, _stage: None
         if file is None:
             source = open_source(place)
             _check_parent(source.spec, parent)
+            if parent is not None and parent.fingerprint == source.fingerprint:
+                raise ValueError(
+                    f"{parent.name} is the checkpoint itself; say whose child it is, or leave --parent away"
+                )
+            words = tokenizer_folder((place,))
             _write_checkpoint(source, folder, job.shard_bytes, progress)
             copy_generation_config(source, folder)
-            tokenizer = bool(copy_tokenizer((place,), folder))
+            if words is not None:
+                copy_tokenizer(words, folder)
+            tokenizer = words is not None
         else:
             tokenizer = _unpack(file, folder, parent, job.shard_bytes, progress)
             source = open_source(folder)
-        facts = _facts(source, parent, name=job.checkpoint, file=file)
+        facts = _facts(source, parent, name=job.checkpoint, file=file, made=checkpoint_fingerprint(folder))
         write_solution(folder, solution_of(source, facts, parent=None))
     return {
         "path": str(job.out),
@@ -98,7 +108,16 @@ def run_import(job: ImportJob, *, progress: Report = lambda _share, _stage: None
         "parameters": model_parameters(source.spec, source.architecture),
         "parent": facts["parent"] or (source.solution or {}).get("parent"),
         "tokenizer": tokenizer,
+        "notes": _notes(source, parent),
     }
+
+
+def _notes(source: ExportSource, parent: ParentFiles | None) -> list[str]:
+    stated = source.solution or {}
+    before = stated.get("parent_fingerprint")
+    if parent is None or before in (None, parent.fingerprint):
+        return []
+    return [f"its own {SOLUTION_FILE} says that it is a child of {stated.get('parent')} with other weights"]
 
 
 def _gguf_file(place: Path) -> Path | None:
@@ -148,11 +167,22 @@ def _unpack(file: Path, folder: Path, parent: ParentFiles | None, shard_bytes: i
     return "tokenizer.json" in tokenizer
 
 
-def _facts(source: ExportSource, parent: ParentFiles | None, *, name: str, file: Path | None) -> dict[str, Any]:
-    """What goes into puzzle_solution.json of where the child comes from."""
+def _facts(
+    source: ExportSource, parent: ParentFiles | None, *, name: str, file: Path | None, made: str
+) -> dict[str, Any]:
+    """What goes into puzzle_solution.json of where the child comes from.
+
+    Args:
+        made: the fingerprint of what was written.
+    """
     stated = source.solution or {}
     kind = "gguf" if file is not None else ("decilm" if is_decilm(source.folder) else "hf")
-    imported = written_by(format=kind, name=without_folders(name), weights_fingerprint=source.fingerprint)
+    imported = written_by(
+        format=kind,
+        name=without_folders(name),
+        weights_fingerprint=made,
+        made_from=source.fingerprint if file is None else file_digest(file),
+    )
     if parent is None:
         return {"parent": stated.get("parent"), "imported": imported}
     return {

@@ -5,19 +5,22 @@ Knows no command line. What each engine refuses is data, in engine_rules.yaml; w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from puzzlebench.exporting import decilm, hf
 from puzzlebench.exporting.evidence import EvidenceFiles, read_evidence
 from puzzlebench.exporting.evidence_values import Evidence
 from puzzlebench.exporting.hub import check_repo, push_folder
-from puzzlebench.exporting.licences import Licence, read_licence, write_licence_files
+from puzzlebench.exporting.licences import Licence, name_problem, read_licence, write_licence_files
 from puzzlebench.exporting.sidecars import (
+    check_no_link_out,
     copy_generation_config,
     copy_tokenizer,
+    file_digest,
     find_parent_folder,
     solution_of,
     tokenizer_folder,
@@ -26,12 +29,13 @@ from puzzlebench.exporting.sidecars import (
     write_solution,
     written_by,
 )
-from puzzlebench.exporting.source import ExportSource, counted, open_source
+from puzzlebench.exporting.source import SHARD_BYTES, ExportSource, cast, counted, open_source
 from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.checkpoint import write_shards
 from puzzlebench.model.checks import require_positive_int
 from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
 from puzzlebench.model.parameters import model_parameters
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +51,6 @@ ENGINES: Final[Mapping[Format, tuple[str, ...]]] = {
 }
 """Engines that read a format. The first is the one it is written for where none is named."""
 
-SHARD_BYTES: Final = 5 * 10**9
 DTYPES: Final[Mapping[ExportDtype, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 GGUF_FILE: Final = "model.gguf"
 
@@ -105,7 +108,8 @@ def run_export(job: ExportJob, *, progress: Report = lambda _share, _stage: None
 
     Raises:
         ValueError: an engine or the format cannot hold the model (the layer is named), `out` exists or cannot be
-            written, the evidence is of another child, or pushing fails, after which the folder stays.
+            written, the evidence is of another child, the licence asks for another name than is pushed to, or pushing
+            fails, after which the folder stays.
     """
     from safetensors import SafetensorError
 
@@ -120,21 +124,24 @@ def run_export(job: ExportJob, *, progress: Report = lambda _share, _stage: None
     evidence = read_evidence(job.evidence, source)
     parent = find_parent_folder(source, job.evidence.run)
     named = job.base_model or _named_parent(source) or hub_id
-    licence = read_licence(_licensor(source, parent), given=job.licence, parent=named)
+    licence = _licence(job, source, parent, named)
+    words = tokenizer_folder((source.folder, *(() if parent is None else (parent,))))
     with new_folder(job.out, SafetensorError) as folder:
-        notes = _write_weights(job, source, folder, parent, licence, named, progress)
+        notes = _write_weights(job, source, folder, words, licence, named, progress)
         progress(1.0, "card")
-        _write_words(job, source, folder, evidence, licence, refused, named)
+        made = file_digest(folder / GGUF_FILE) if job.format == "gguf" else checkpoint_fingerprint(folder)
+        _write_words(job, source, folder, evidence, licence, refused, named, made, tokenizer=words is not None)
     facts = {
         "path": str(job.out),
         "format": job.format,
         "dtype": _dtype_name(job, source),
         "parameters": model_parameters(source.spec, source.architecture),
+        "fingerprint": made,
         "bytes": sum(file.stat().st_size for file in job.out.rglob("*") if file.is_file()),
         "files": sorted(str(file.relative_to(job.out)) for file in job.out.rglob("*") if file.is_file()),
         "engines": {engine: list(reasons) for engine, reasons in refused.items()},
         "licence": licence.id,
-        "notes": [*notes, *evidence.notes],
+        "notes": [*notes, *filter(None, [name_problem(licence, _title(job))]), *evidence.notes],
         "pushed": None,
     }
     if job.push_to is not None:
@@ -186,38 +193,55 @@ def _named_parent(source: ExportSource) -> str | None:
     if not isinstance(parent, str) or not parent:
         return None
     hub_id = next((row.hub_id for row in list_models() if row.id == parent), None)
-    return hub_id or cast("str", without_folders(parent))
+    return hub_id or str(without_folders(parent))
 
 
-def _licensor(source: ExportSource, parent: Path | None) -> Path | None:
-    """Whose licence holds: the parent's, or that of the checkpoint itself, which may carry what was carried over."""
-    return parent if parent is not None else source.folder
+def _licence(job: ExportJob, source: ExportSource, parent: Path | None, named: str | None) -> Licence:
+    """The parent's, or that of the checkpoint itself, which may carry what was carried over.
+
+    Raises:
+        ValueError: it asks for another name than that of the repository to push to, or its files are elsewhere.
+    """
+    folder = parent if parent is not None else source.folder
+    licence = read_licence(folder, given=job.licence, parent=named)
+    for file in licence.files:
+        check_no_link_out(file, folder)
+    if job.push_to is not None and (problem := name_problem(licence, _title(job))) is not None:
+        raise ValueError(f"{job.push_to} is not pushed to: {problem}")
+    return licence
+
+
+def _title(job: ExportJob) -> str:
+    """Name of the model."""
+    return (job.push_to or job.out.resolve().name).split("/")[-1]
 
 
 def _write_weights(
     job: ExportJob,
     source: ExportSource,
     folder: Path,
-    parent: Path | None,
+    words: Path | None,
     licence: Licence,
     named: str | None,
     progress: Report,
 ) -> tuple[str, ...]:
-    """The weights and all that loads them; notes on what is not as it was come back."""
-    folders = (source.folder, *(() if parent is None else (parent,)))
+    """The weights and all that loads them; notes on what is not as it was come back.
+
+    Args:
+        words: where the tokenizer's files are.
+    """
     if job.format == "gguf":
         from puzzlebench.exporting.gguf_file import write_gguf
 
         progress(0.1, "weights")
-        title = job.out.resolve().name
         return write_gguf(
             source,
             folder / GGUF_FILE,
             dtype=job.dtype,
-            title=title,
+            title=_title(job),
             base_model=named,
             licence=licence.id,
-            tokenizer_folder=tokenizer_folder(folders),
+            tokenizer_folder=words,
             loads=bool(job.engines),
         )
     dtype = _dtype_name(job, source)
@@ -231,9 +255,10 @@ def _write_weights(
     total = model_parameters(source.spec, source.architecture)
     write_shards(counted(_cast(tensors, dtype), total, progress), folder, job.shard_bytes)
     copy_generation_config(source, folder)
-    if copy_tokenizer(folders, folder):
-        return ()
-    return ("there is no tokenizer beside the weights, so none was written",)
+    if words is None:
+        return ("there is no tokenizer beside the weights, so none was written",)
+    copy_tokenizer(words, folder)
+    return ()
 
 
 def _write_words(
@@ -244,8 +269,16 @@ def _write_words(
     licence: Licence,
     refused: Mapping[str, tuple[str, ...]],
     named: str | None,
+    made: str,
+    *,
+    tokenizer: bool,
 ) -> None:
-    """Card, licence files and puzzle_solution.json."""
+    """Card, licence files and puzzle_solution.json.
+
+    Args:
+        made: the fingerprint of what was written.
+        tokenizer: whether there is one.
+    """
     from puzzlebench.exporting.card import model_card
 
     known = {
@@ -256,15 +289,28 @@ def _write_words(
         "export": written_by(
             format=job.format,
             dtype=_dtype_name(job, source),
-            weights_fingerprint=source.fingerprint,
+            weights_fingerprint=made,
+            made_from=source.fingerprint,
             engines={engine: not reasons for engine, reasons in refused.items()},
         ),
     }
     write_solution(folder, solution_of(source, known, parent=named))
     write_licence_files(licence, folder)
-    title = (job.push_to or job.out.resolve().name).split("/")[-1]
-    card = model_card(source, evidence, licence, refused, format=job.format, title=title, base_model=named)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    gguf = job.format == "gguf"
+    card = model_card(
+        source,
+        evidence,
+        licence,
+        refused,
+        format=job.format,
+        title=_title(job),
+        base_model=named,
+        dtype=_dtype_name(job, source),
+        repo=job.push_to,
+        config={} if gguf else json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        tokenizer=tokenizer,
+    )
+    (folder / "README.md").write_text(str(without_folders(card)), encoding="utf-8")
 
 
 def _dtype_name(job: ExportJob, source: ExportSource) -> str:
@@ -277,16 +323,7 @@ def _dtype_name(job: ExportJob, source: ExportSource) -> str:
 
 
 def _cast(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[str, Tensor]]:
-    """In another dtype.
-
-    Raises:
-        ValueError: a value is too large for it.
-    """
     import torch
 
-    wanted = getattr(torch, dtype)
     for name, tensor in tensors:
-        done = tensor.to(wanted)
-        if wanted == torch.float16 and not bool(done.isfinite().all()):
-            raise ValueError(f"{name} has values that fp16 does not hold (up to {tensor.abs().max():.3g}); use bf16")
-        yield name, done
+        yield name, cast(name, tensor, getattr(torch, dtype))

@@ -1,7 +1,8 @@
 """Whether an engine's key-value cache takes, layer by layer, what puzzlebench counts for it.
 
-Knows what engine scripts answer under `kv_cache` (see `verify`) and the formulas of `model.memory`; it knows no engine.
-What an engine adds (pages rounded up, layers padded to the size of others) is shown as it is, not corrected.
+Knows what engine scripts answer under `kv_cache` (see `verify_engine`) and the formulas of `model.memory`; it knows no
+engine. What an engine adds (pages rounded up, layers padded to the size of others) is shown as it is, not corrected.
+With windows it adds what is not predicted here (docs/vllm-plugin.md); a difference is then shown, and no fault.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from puzzlebench.model.blocks import Architecture, sub_block_name
+from puzzlebench.model.blocks import GQA, Architecture, sub_block_name
 from puzzlebench.model.checks import require_positive_int, require_whole_number
 from puzzlebench.model.dtypes import KVDtype
 from puzzlebench.model.memory import kv_cache_bytes, sub_block_kv_bytes_per_token
@@ -46,6 +47,7 @@ class KVComparison:
         max_model_len: tokens of the longest sequence; None where the engine did not say.
         predicted_sequence_bytes: of one such sequence, by puzzlebench; None as above.
         allocated_sequence_bytes: of one such sequence, by the engine; None as above.
+        windows: whether a layer has one.
     """
 
     rows: tuple[KVRow, ...]
@@ -55,6 +57,7 @@ class KVComparison:
     max_model_len: int | None
     predicted_sequence_bytes: int | None
     allocated_sequence_bytes: int | None
+    windows: bool
 
     @property
     def predicted_bytes_per_token(self) -> int:
@@ -68,9 +71,31 @@ class KVComparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether every layer and a longest sequence take exactly what was predicted, and nothing is padding."""
+        """Whether every layer and, where stated, a longest sequence take what was predicted, and nothing is padding."""
         layers = all(row.predicted_bytes_per_token == row.allocated_bytes_per_token for row in self.rows)
-        return layers and self.predicted_sequence_bytes == self.allocated_sequence_bytes
+        predicted, allocated = self.predicted_sequence_bytes, self.allocated_sequence_bytes
+        return layers and (predicted is None or allocated is None or predicted == allocated)
+
+    @property
+    def differs(self) -> bool:
+        """Whether it disagrees though the prediction is meant to hold: without windows."""
+        return not self.agrees and not self.windows
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        own, found = self.predicted_bytes_per_token, self.allocated_bytes_per_token
+        if self.agrees:
+            return f"KV agrees: {found:,.12g} bytes per token, as predicted"
+        said = f"{found:,.12g} bytes per token, {own:,} predicted"
+        if self.predicted_sequence_bytes is not None and self.allocated_sequence_bytes is not None:
+            said += (
+                f"; {self.allocated_sequence_bytes:,} per sequence of {self.max_model_len} tokens, "
+                f"{self.predicted_sequence_bytes:,} predicted"
+            )
+        if self.differs:
+            return f"KV DIFFERS: {said}"
+        return f"KV differs, as it may with windows: {said}"
 
 
 def compare_kv(
@@ -78,15 +103,12 @@ def compare_kv(
     spec: ModelSpec,
     architecture: Architecture,
     kv_dtype: KVDtype,
-    *,
-    tensor_parallel: int = 1,
 ) -> KVComparison:
     """What the engine allocated beside what `puzzlebench.model.memory` predicts.
 
     Args:
         answer: of an engine script; its `kv_cache` is read.
         kv_dtype: of the cache in that run.
-        tensor_parallel: GPUs of that run; the answer is about one of them.
 
     Raises:
         ValueError: the answer says nothing of a cache, or something impossible of it, or names a layer that the model
@@ -101,9 +123,7 @@ def compare_kv(
         KVRow(
             layer=layer,
             attention=sub_block_name(block.attention),
-            predicted_bytes_per_token=sub_block_kv_bytes_per_token(
-                spec, block.attention, kv_dtype=kv_dtype, tensor_parallel=tensor_parallel
-            ),
+            predicted_bytes_per_token=sub_block_kv_bytes_per_token(spec, block.attention, kv_dtype=kv_dtype),
             allocated_bytes_per_token=allocated.get(layer, 0),
         )
         for layer, block in enumerate(architecture.blocks)
@@ -128,7 +148,6 @@ def compare_kv(
             batch_size=1,
             context_len=longest,
             kv_dtype=kv_dtype,
-            tensor_parallel=tensor_parallel,
             tokens_per_block=cache["block_size"],
         )
     for field in ("num_blocks", "total_bytes"):
@@ -141,6 +160,10 @@ def compare_kv(
         max_model_len=longest,
         predicted_sequence_bytes=predicted,
         allocated_sequence_bytes=cache.get("bytes_per_sequence") if longest is not None else None,
+        windows=any(
+            isinstance(block.attention, GQA) and block.attention.sliding_window is not None
+            for block in architecture.blocks
+        ),
     )
 
 

@@ -22,7 +22,10 @@ DUTIES_SCHEMA: Final = 1
 NOTICE_FILE: Final = "NOTICE"
 _CARRIED: Final = re.compile(r"(licen[sc]e|notice|copying|(acceptable_|prohibited_)?use[_-]policy).*", re.IGNORECASE)
 _NO_TEXT: Final = (".json", ".py", ".safetensors", ".bin")
+_TEXTS: Final = ("license", "licence", "copying")  # how a file with the text itself is called
 _HEAD: Final = 600  # characters of a LICENSE file in which its title stands
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,99}")
+_NO_NAME: Final = ("other", "unknown", "none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +33,14 @@ class Licence:
     """The licence that a child inherits.
 
     Attributes:
-        id: as a model card states it, such as apache-2.0 or other; None where the parent states none.
+        id: as a model card states it, one that the Hub knows; None where the parent states none.
         name: for people; None as above.
         link: to its text; None where nothing states one.
         files: the parent's licence, notice and use-policy files, to go along with the child.
         duties: a sentence each, for the card; empty where none are known.
-        stated_in: where it was read: README.md, a LICENSE file, or who gave it; None where nothing states it.
+        stated_in: the file it was read in: README.md or a LICENSE file; None where no file states it.
+        given: whoever exported the child stated it, in place of the parent's files.
+        parents: what those state, where it is another one; None where they state none.
         license_name: as a model card states it beside `other`.
         display: words that must be shown; None where there are none.
         notice: a sentence that a NOTICE file must hold; None as above.
@@ -52,6 +57,8 @@ class Licence:
     files: tuple[Path, ...] = ()
     duties: tuple[str, ...] = ()
     stated_in: str | None = None
+    given: bool = False
+    parents: str | None = None
     license_name: str | None = None
     display: str | None = None
     notice: str | None = None
@@ -61,65 +68,42 @@ class Licence:
     languages: tuple[str, ...] = ()
     embedded: bool = False
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the files that hold the text of a licence."""
+        return tuple(file.name for file in self.files if file.name.lower().startswith(_TEXTS))
+
 
 def read_licence(folder: Path | None, *, given: str | None = None, parent: str | None = None) -> Licence:
     """What a parent's folder states.
 
     Args:
         folder: the parent's; None where it is not here.
-        given: the licence by its id on the Hub, in place of what the folder states.
+        given: the licence by its id on the Hub or its own name, in place of what the folder states.
         parent: its name; `embedded` is known without a folder.
 
     Raises:
-        ValueError: the front matter of its README.md cannot be read.
+        ValueError: the front matter of its README.md cannot be read, or `given` names no licence.
     """
     from puzzlebench.parent.embedded import FACTS_FILE
     from puzzlebench.parent.open import EMBEDDED
 
     card = {} if folder is None else read_front_matter(folder / "README.md")
-    files = () if folder is None else _licence_files(folder)
-    embedded = parent == EMBEDDED or (folder is not None and (folder / FACTS_FILE).is_file())
-    found = Licence(
-        files=files,
+    nothing = Licence(
+        files=() if folder is None else _licence_files(folder),
         base_models=_names(card.get("base_model")),
         languages=_names(card.get("language")),
-        embedded=embedded,
+        embedded=parent == EMBEDDED or (folder is not None and (folder / FACTS_FILE).is_file()),
     )
-    if given is not None:
-        ours = given in {row["id"] for row in _rows()} - set(_HUB_IDS)
-        return _known(
-            replace(
-                found,
-                id="other" if ours else given,
-                license_name=given if ours else None,
-                name=given,
-                stated_in="who exported it",
-            )
+    stated = _stated(nothing, card)
+    if given is None:
+        return stated
+    if not _NAME.fullmatch(given.strip()) or given.strip().lower() in _NO_NAME:
+        raise ValueError(
+            f"licence {given!r} names none; give its id on the Hub, such as apache-2.0, or its own name in one line"
         )
-    if stated := _names(card.get("license")):
-        return _known(
-            replace(
-                found,
-                id=stated[0],
-                name=_text(card.get("license_name")) or stated[0],
-                license_name=_text(card.get("license_name")),
-                link=_web_link(card.get("license_link")),
-                stated_in="README.md",
-            )
-        )
-    for file in files:
-        if row := _by_title(file):
-            other = row["id"] not in _HUB_IDS
-            return _known(
-                replace(
-                    found,
-                    id="other" if other else row["id"],
-                    name=row["name"],
-                    license_name=row["id"] if other else None,
-                    stated_in=file.name,
-                )
-            )
-    return found
+    own = _known(replace(_named(nothing, given.strip()), given=True))
+    return stated if own.name == stated.name else replace(own, parents=stated.name)
 
 
 def name_problem(licence: Licence, title: str) -> str | None:
@@ -176,17 +160,52 @@ def read_front_matter(file: Path) -> dict[str, Any]:
     return data
 
 
-_HUB_IDS: Final = ("llama3.3", "llama3.2", "llama3.1", "llama3", "gemma", "apache-2.0", "mit")
-"""Licences of the list of duties that the Hub knows by that id; the others are `other` there, with a name."""
+def _stated(nothing: Licence, card: Mapping[str, Any]) -> Licence:
+    """By the card, or else by a LICENSE file."""
+    if stated := _names(card.get("license")):
+        own, link = _text(card.get("license_name")), _web_link(card.get("license_link"))
+        found = _named(nothing, stated[0])
+        if own is not None:
+            found = replace(found, name=own, license_name=own)
+        return _known(replace(found, link=link, stated_in="README.md"))
+    for file in nothing.files:
+        if row := _by_title(file):
+            return _known(replace(_named(nothing, row["id"]), stated_in=file.name))
+    return nothing
+
+
+def _named(licence: Licence, name: str) -> Licence:
+    """With the id that the Hub has for a name, or else `other` there, with a name."""
+    known = next((one for one in (*_hub_ids(), *(row["id"] for row in _rows())) if _same(one, name)), None)
+    if known in _hub_ids():
+        return replace(licence, id=known, name=known)
+    if known is not None:
+        return replace(licence, id="other", name=known, license_name=known)
+    slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return replace(licence, id="other", name=name, license_name=slug or None)
+
+
+def _same(one: str, other: str) -> bool:
+    """But for case and marks: Apache 2.0 is apache-2.0."""
+    letters = [re.sub(r"[^a-z0-9+]", "", text.lower()) for text in (one, other)]
+    return letters[0] == letters[1]
 
 
 @cache
-def _rows() -> tuple[Mapping[str, Any], ...]:
+def _duties() -> Mapping[str, Any]:
     file = resources.files("puzzlebench.exporting") / "licence_duties.yaml"
-    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     if data["schema"] != DUTIES_SCHEMA:
         raise ValueError(f"licence duties schema {data['schema']!r} is not known; this version reads {DUTIES_SCHEMA}")
-    return tuple(data["licences"])
+    return data
+
+
+def _rows() -> tuple[Mapping[str, Any], ...]:
+    return tuple(_duties()["licences"])
+
+
+def _hub_ids() -> tuple[str, ...]:
+    return tuple(_duties()["hub_ids"])
 
 
 def _known(licence: Licence) -> Licence:
@@ -211,7 +230,7 @@ def _known(licence: Licence) -> Licence:
 
 
 def _by_title(file: Path) -> Mapping[str, Any] | None:
-    if not file.name.lower().startswith(("license", "licence", "copying")):
+    if not file.name.lower().startswith(_TEXTS):
         return None
     try:
         head = _words(file.read_text(encoding="utf-8", errors="replace")[:_HEAD])
@@ -246,4 +265,4 @@ def _text(value: object) -> str | None:
 def _web_link(value: object) -> str | None:
     """A link that means the same in another repository; cards may name a file beside them."""
     text = _text(value)
-    return text if text is not None and text.startswith(("http://", "https://")) else None
+    return text if text is not None and re.fullmatch(r"https?://[^\s()<>\[\]]+", text) else None

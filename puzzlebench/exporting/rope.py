@@ -11,22 +11,29 @@ from typing import Any
 
 from puzzlebench.measuring.stack.layouts import rope_settings
 
-_DEFAULT_THETA = 10000.0
+DEFAULT_THETA = 10000.0
+"""What is meant by a config that states no base, in transformers and in llama.cpp."""
+
 _WITHIN = ("llama3", "longrope", "yarn")  # they scale by the length that the model was first trained for
 
 
 def both_forms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What to add to a config of any family, so that both generations of transformers rotate alike."""
-    stated = config.get("rope_parameters")
+    """What to add to a config of any family, so that both generations of transformers rotate alike.
+
+    Raises:
+        ValueError: what is stated is no object.
+    """
+    stated = _object(config, "rope_parameters")
+    _object(config, "rope_scaling")
     if not stated:
         return {}  # of transformers 4; the newer ones read it
     if is_by_layer_type(stated):
-        full, sliding = (stated.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+        full, sliding = (_object(stated, kind) for kind in ("full_attention", "sliding_attention"))
         forms = {"rope_theta": full.get("rope_theta"), "rope_scaling": _scaling(full, config)}
         forms["rope_local_base_freq"] = sliding.get("rope_theta")
         return {key: value for key, value in forms.items() if value is not None}
     scaling = _scaling(stated, config)
-    forms = {"rope_theta": stated.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA}
+    forms = {"rope_theta": stated.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA}
     forms["rope_scaling"] = _as_phi3(scaling) if config.get("model_type") == "phi3" else scaling
     if "partial_rotary_factor" in stated:
         forms["partial_rotary_factor"] = stated["partial_rotary_factor"]
@@ -39,7 +46,7 @@ def one_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there are several, or only part of a head is rotated, or it needs settings from elsewhere.
     """
-    stated = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    stated = {**_object(config, "rope_scaling"), **_object(config, "rope_parameters")}
     if is_by_layer_type(stated):
         raise ValueError("RoPE differs between kinds of layers, and decilm has one")
     part = stated.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
@@ -48,12 +55,20 @@ def one_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = _scaling(stated, config)
     if scaling and scaling["rope_type"] == "longrope":
         raise ValueError("RoPE of type longrope depends on settings outside it, which decilm does not have")
-    return rope_settings(stated.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA, scaling)
+    return rope_settings(stated.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA, scaling)
 
 
 def is_by_layer_type(stated: Mapping[str, Any]) -> bool:
     """Whether rope_parameters holds one object per kind of layer."""
     return any(isinstance(value, Mapping) for value in stated.values())
+
+
+def _object(stated: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What a key holds, empty where there is nothing."""
+    value = stated.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is {value!r}, and must be an object")
+    return value
 
 
 def _scaling(stated: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:

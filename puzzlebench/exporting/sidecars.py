@@ -5,10 +5,10 @@ Tokenizers are copied as files, never loaded. No name of a folder on this machin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import puzzlebench
-from puzzlebench.library.realise import SOLUTION_FILE
+from puzzlebench.library.realise import OF_WEIGHTS, SOLUTION_FILE
 from puzzlebench.model.blocks import architecture_to_json
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
@@ -33,7 +33,12 @@ _TOKENIZER: Final = re.compile(
 )
 _NO_VOCABULARY: Final = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 _IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
-_FOLDERS: Final = re.compile(r"(?<![\w.:/~])(?:~/|/(?=[^\s/]+/)|[A-Za-z]:\\)(?:[^\s/\\'\"]+[/\\])*([^\s/\\'\",;)]+)")
+_MODEL_INPUTS: Final = ("input_ids", "attention_mask")
+_FOLDERS: Final = re.compile(
+    r"(?<![\w.:/~])(?:file://[^\s/]*)?(?:~(?:[A-Za-z_][\w.-]*)?/|(?:\.\.?/)+|/+(?=[^\s/]+(?: [^\s/]+)?/)|[A-Za-z]:\\+)"
+    r"(?:[^\s/\\'\"]+(?: [^\s/\\'\"]+)?[/\\]+)*([^\s/\\'\",;)]+)"
+)
+"""A path from the root, from home or from the folder above, and its last part; a folder's name may have one space."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,21 +64,18 @@ def find_parent_folder(source: ExportSource, run: Path | None) -> Path | None:
     return None
 
 
-def copy_tokenizer(folders: tuple[Path, ...], out: Path) -> tuple[str, ...]:
-    """Copy the tokenizer's files of the first folder that has a vocabulary; their names come back, none if none has.
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """Copy the tokenizer's files.
 
-    They are copied byte for byte, but for the one name in tokenizer_config.json that only transformers 5 knows.
+    They are copied byte for byte, but for tokenizer_config.json, see `_suit_all_versions`.
     """
-    folder = tokenizer_folder(folders)
-    if folder is None:
-        return ()
-    files = _tokenizer_files(folder)
-    for file in files:
-        shutil.copyfile(file, out / file.name)
+    for file in _tokenizer_files(folder):
+        _copy(file, out / file.name, folder)
     if (folder / CHAT_TEMPLATES).is_dir():
-        shutil.copytree(folder / CHAT_TEMPLATES, out / CHAT_TEMPLATES)
-    _name_class_of_all_versions(out / TOKENIZER_CONFIG)
-    return tuple(file.name for file in files)
+        (out / CHAT_TEMPLATES).mkdir()
+        for file in sorted((folder / CHAT_TEMPLATES).glob("*.jinja")):
+            _copy(file, out / CHAT_TEMPLATES / file.name, folder)
+    _suit_all_versions(out / TOKENIZER_CONFIG)
 
 
 def tokenizer_folder(folders: tuple[Path, ...]) -> Path | None:
@@ -85,14 +87,39 @@ def tokenizer_folder(folders: tuple[Path, ...]) -> Path | None:
     return None
 
 
+def check_no_link_out(file: Path, folder: Path) -> None:
+    """Raise ValueError for a file that is a link to somewhere outside its model's folder: nobody would expect what is
+    there to go along. The Hub's cache, which links to its own blobs, is one folder here.
+    """
+    whole = folder.resolve()
+    whole = whole.parent.parent if whole.parent.name == "snapshots" else whole
+    if not file.resolve().is_relative_to(whole):
+        raise ValueError(
+            f"{file} is a link to a file outside {whole}, which is not taken along; put a copy in its place"
+        )
+
+
 def _tokenizer_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.is_file() and _TOKENIZER.fullmatch(file.name)]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _TOKENIZER.fullmatch(file.name)]
+    for file in files:
+        check_no_link_out(file, folder)
+    return files
+
+
+def _copy(file: Path, to: Path, folder: Path) -> None:
+    """Copy a file of a model's folder; that it cannot be read is its own error, and not one of writing."""
+    check_no_link_out(file, folder)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
+    to.write_bytes(data)
 
 
 def copy_generation_config(source: ExportSource, out: Path) -> None:
     """Copy it byte for byte, or write the ids of special tokens that the config states."""
     if (source.folder / GENERATION_FILE).is_file():
-        shutil.copyfile(source.folder / GENERATION_FILE, out / GENERATION_FILE)
+        _copy(source.folder / GENERATION_FILE, out / GENERATION_FILE, source.folder)
         return
     stated = {key: source.config[key] for key in _IDS if source.config.get(key) is not None}
     if stated:
@@ -111,9 +138,25 @@ def solution_of(source: ExportSource, known: Mapping[str, Any], *, parent: str |
         "architecture": architecture_to_json(source.architecture),
         "parameters": model_parameters(source.spec, source.architecture),
     }
-    stated = {**own, **(source.solution or {}), **{key: value for key, value in known.items() if value is not None}}
+    stated = {**own, **own_solution(source), **{key: value for key, value in known.items() if value is not None}}
     plain: dict[str, Any] = without_folders(_plain(stated))
     return plain
+
+
+def own_solution(source: ExportSource) -> dict[str, Any]:
+    """The child's puzzle_solution.json without folders, and without what it says of other weights than these."""
+    stated = dict(source.solution or {})
+    blocks = [stated.get(key) for key in ("export", "imported")]
+    if not any(isinstance(one, dict) and one.get("weights_fingerprint") == source.fingerprint for one in blocks):
+        stated = {key: value for key, value in stated.items() if key not in OF_WEIGHTS}
+    plain: dict[str, Any] = without_folders(stated)
+    return plain
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a whole file, as the Hub states it too."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_solution(out: Path, solution: Mapping[str, Any]) -> None:
@@ -128,9 +171,11 @@ def written_by(**facts: Any) -> dict[str, Any]:
 
 
 def without_folders(value: Any) -> Any:
-    """The value, of JSON, in whose texts every path from the root or home is its last part."""
+    """The value, of JSON, in whose texts every path is its last part, but for those that lead down from here: so are
+    names on the Hub.
+    """
     if isinstance(value, str):
-        if value.startswith(("/", "~/")):
+        if value.startswith(("/", "~/")) and "\n" not in value:
             return Path(value).name or value
         return _FOLDERS.sub(lambda found: found[1], value)
     if isinstance(value, dict):
@@ -171,13 +216,26 @@ def _cached(hub_id: str) -> list[Path]:
     return [Path(file).parent] if isinstance(file, str) else []
 
 
-def _name_class_of_all_versions(file: Path) -> None:
-    """transformers 5 writes TokenizersBackend, which 4 does not know, for what both know by its older name."""
+def _suit_all_versions(file: Path) -> None:
+    """Write tokenizer_config.json so that transformers 4 and 5 both read it.
+
+    5 writes TokenizersBackend for what both know by its older name, for which 4 gives token types to models that take
+    none, where the config does not say what the inputs are.
+    """
     if not file.is_file():
         return
     text = file.read_text(encoding="utf-8")
-    if '"TokenizersBackend"' in text:
-        file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+    try:
+        stated = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not a JSON file that can be read: {error}") from None
+    if not isinstance(stated, dict):
+        raise ValueError(f"{file.name} holds no object")
+    done = {"model_input_names": list(_MODEL_INPUTS), **stated}
+    if done.get("tokenizer_class") == "TokenizersBackend":
+        done["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if done != stated:
+        write_json(file, done)
 
 
 def _plain(value: Any) -> Any:

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any, Final
 from puzzlebench.errors import first_line
 from puzzlebench.library.realise import SOLUTION_FILE
 from puzzlebench.model.blocks import Architecture
+from puzzlebench.model.families import DECILM_TYPES
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHARD_BYTES: Final = 5 * 10**9
+"""Most of one file of weights, where nothing else is asked."""
+
 INDEX_FILE: Final = "model.safetensors.index.json"
 _HEAD: Final = "lm_head.weight"
 _COMPUTED: Final = "rotary_emb.inv_freq"  # what older checkpoints hold of what is computed from the config
 _PRIVATE: Final = ("_name_or_path", "_commit_hash", "name_or_path")
-_DECILM: Final = ("nemotron-nas", "deci")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +56,10 @@ class ExportSource:
 
         A head that is tied to the embeddings does not come.
         """
-        from safetensors import safe_open
-
         files = _weight_files(self.folder)
         opened: dict[Path, Any] = {}
         for name in sorted(_kept(files, self.spec), key=_in_order):
-            if files[name] not in opened:
-                opened[files[name]] = safe_open(files[name], framework="pt")
-            yield name, opened[files[name]].get_tensor(name)
+            yield name, _read_tensor(name, files[name], opened)
 
     def settings(self) -> dict[str, Any]:
         """The config with what its family means by keys that are absent, as this transformers has it."""
@@ -85,7 +84,7 @@ def open_source(folder: Path) -> ExportSource:
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
         raise ValueError(f"{folder} is quantised ({method}); give the checkpoint it was made from")
-    if config.get("model_type") in _DECILM:
+    if config.get("model_type") in DECILM_TYPES:
         from puzzlebench.exporting.decilm import child_of_decilm
 
         config = child_of_decilm(config, name=str(folder))
@@ -110,7 +109,7 @@ def open_source(folder: Path) -> ExportSource:
 
 def is_decilm(folder: Path) -> bool:
     """Whether a checkpoint states its layers in block_configs, or as the first DeciLM did."""
-    return _read_object(folder / "config.json").get("model_type") in _DECILM
+    return _read_object(folder / "config.json").get("model_type") in DECILM_TYPES
 
 
 def read_config(config: Mapping[str, Any]) -> Any:
@@ -151,6 +150,31 @@ def counted(
         done += tensor.numel()
 
 
+def cast(name: str, tensor: Tensor, dtype: Any) -> Tensor:
+    """The tensor in a dtype of torch's.
+
+    Raises:
+        ValueError: a value is too large for it; the message begins with the name.
+    """
+    done = tensor.to(dtype)
+    if dtype != tensor.dtype and not bool(done.isfinite().all()) and bool(tensor.isfinite().all()):
+        largest, kind = float(tensor.abs().max()), str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} has a weight of {largest:.4g}, which does not fit into {kind}; use bf16 or fp32")
+    return done
+
+
+def _read_tensor(name: str, file: Path, opened: dict[Path, Any]) -> Tensor:
+    """One tensor; its file is opened, once, with those of others."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if file not in opened:
+            opened[file] = safe_open(file, framework="pt")
+        return opened[file].get_tensor(name)  # type: ignore[no-any-return]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name} in {file} cannot be read: {first_line(error)}") from None
+
+
 def _check_weights(source: ExportSource) -> None:
     from safetensors import SafetensorError, safe_open
 
@@ -164,9 +188,12 @@ def _check_weights(source: ExportSource) -> None:
     try:
         for file in sorted(set(files.values())):
             with safe_open(file, framework="pt") as opened:
-                for name in sorted(found & set(opened.keys()), key=_in_order):
+                there = set(opened.keys())
+                for name in sorted((name for name in found if files[name] == file), key=_in_order):
+                    if name not in there:
+                        raise ValueError(f"{source.folder} is broken: {file.name} lacks {name}, which its index names")
                     shape = tuple(opened.get_slice(name).get_shape())
-                    if files[name] == file and shape != needed[name]:
+                    if shape != needed[name]:
                         raise ValueError(
                             f"{source.folder} is broken: {name} is {list(shape)}, and its config asks for "
                             f"{list(needed[name])}"
@@ -181,8 +208,8 @@ def _weight_files(folder: Path) -> dict[str, Path]:
 
     if (folder / INDEX_FILE).is_file():
         places = _read_object(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(places, dict):
-            raise ValueError(f"{folder / INDEX_FILE} has no weight_map")
+        if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+            raise ValueError(f"{folder / INDEX_FILE} has no weight_map of names of files")
         for place in sorted(set(places.values())):
             if Path(place).name != place or not (folder / place).is_file():
                 raise ValueError(f"{folder} is broken: its index names {place}, which is not in the folder")

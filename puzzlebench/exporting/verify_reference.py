@@ -81,6 +81,8 @@ class Reference:
             "predicted_bytes_per_token": found.predicted_bytes_per_token,
             "allocated_bytes_per_token": found.allocated_bytes_per_token,
             "agrees": found.agrees,
+            "differs": found.differs,
+            "verdict": found.verdict,
         }
 
     def _tokenizer(self) -> Any:

@@ -18,6 +18,8 @@ from puzzlebench.model.spec import check_architecture
 from puzzlebench.parent.open import ParentFiles, load_tokenizer
 
 SOLUTION_FILE = "puzzle_solution.json"
+OF_WEIGHTS = ("retention", "speed", "distillation", "export")
+"""What an export adds to that file of the weights as they are, which holds of no others."""
 
 
 def realise(

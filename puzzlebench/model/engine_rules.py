@@ -38,6 +38,9 @@ RefusalKind: TypeAlias = Literal[
 """What a rule refuses. From `attention_bias` on it is the parent's, refused in each layer that keeps the part; a family
 is refused in every layer."""
 
+How: TypeAlias = Literal["read", "run"]
+"""How a rule was found: read in the engine's sources, or also run."""
+
 _VALUED: tuple[RefusalKind, ...] = ("ffn_width_not_multiple",)
 
 
@@ -49,7 +52,8 @@ class EngineRule:
         value: the multiple of `ffn_width_not_multiple`; None for every other kind.
         families: the model_types that `family_not_listed` does not refuse; None for every other kind.
         reason: one plain sentence.
-        version: of the engine, where it was seen.
+        version: of the engine, where it was seen; a plain version or commit.
+        how: whether it was read in the sources only, or run too.
         seen: repository, path and symbol, or "not verified".
     """
 
@@ -57,6 +61,7 @@ class EngineRule:
     value: int | None
     reason: str
     version: str
+    how: How = "read"
     seen: str
     families: tuple[str, ...] | None = None
 
@@ -76,8 +81,35 @@ class EngineRule:
             raise ValueError(f"families go with family_not_listed alone; {self.refuses} has {self.families!r}")
         for family in self.families or ():
             _require_line(f"a family of {self.refuses}", family)
+        if self.how not in get_args(How):
+            raise ValueError(f"how of {self.refuses} must be {' or '.join(get_args(How))}, not {self.how!r}")
         for field in ("reason", "version", "seen"):
             _require_line(f"{field} of {self.refuses}", getattr(self, field))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """One layer that an engine does not load, and the rule that says so."""
+
+    engine: str
+    layer: int
+    block: Block
+    rule: EngineRule
+
+    @property
+    def sentence(self) -> str:
+        """Without the layer: "vllm (0.32.0) does not load gqa_4+linear [ffn_linear]: its layers ..."."""
+        rule = self.rule
+        return f"{self.engine} ({rule.version}) does not load {block_name(self.block)} [{rule.refuses}]: {rule.reason}"
+
+    @property
+    def short(self) -> str:
+        """Without engine and block, where both are known: "layer 3: its layers ... [ffn_linear]"."""
+        return f"layer {self.layer}: {self.rule.reason} [{self.rule.refuses}]"
+
+    def __str__(self) -> str:
+        """All of it: "layer 3: " and the sentence."""
+        return f"layer {self.layer}: {self.sentence}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +131,7 @@ class EngineRules:
             if kinds.count(kind) > 1:
                 raise ValueError(f"{self.engine} refuses {kind} in {kinds.count(kind)} rules; one is enough")
 
-    def refusals(self, spec: ModelSpec, layer: int, block: Block) -> tuple[str, ...]:
+    def refusals(self, spec: ModelSpec, layer: int, block: Block) -> tuple[Refusal, ...]:
         """Every reason why the engine does not load this block in this layer; empty where it does.
 
         Raises:
@@ -108,32 +140,35 @@ class EngineRules:
         if not 0 <= layer < spec.num_hidden_layers:
             raise ValueError(f"{spec.name} has layers 0 to {spec.num_hidden_layers - 1}, not {layer}")
         return tuple(
-            f"{self.engine} ({rule.version}) does not load {block_name(block)} [{rule.refuses}]: {rule.reason}"
+            Refusal(engine=self.engine, layer=layer, block=block, rule=rule)
             for rule in self.rules
             if _refused(rule, spec, layer, block)
         )
 
     def refusal(self, spec: ModelSpec, layer: int, block: Block) -> str | None:
-        """The first of `refusals` in the order of the rules, or None where the engine loads the block.
+        """The sentence of the first of `refusals` in the order of the rules, or None where the engine loads the block.
 
         Raises:
             ValueError: the spec has no such layer.
         """
-        return next(iter(self.refusals(spec, layer, block)), None)
+        return next((refusal.sentence for refusal in self.refusals(spec, layer, block)), None)
 
 
-def check_architecture_loads(rules: EngineRules, spec: ModelSpec, architecture: Architecture) -> tuple[str, ...]:
-    """Every refusal, first layer first, each beginning with "layer N: "; empty where the engine loads it all.
+def find_refusals(rules: EngineRules, spec: ModelSpec, architecture: Architecture) -> tuple[Refusal, ...]:
+    """Every refusal, first layer first; empty where the engine loads it all.
 
     Raises:
         ValueError: the architecture is not one of the spec's.
     """
     check_architecture(spec, architecture)
     return tuple(
-        f"layer {layer}: {refusal}"
-        for layer, block in enumerate(architecture.blocks)
-        for refusal in rules.refusals(spec, layer, block)
+        refusal for layer, block in enumerate(architecture.blocks) for refusal in rules.refusals(spec, layer, block)
     )
+
+
+def check_architecture_loads(rules: EngineRules, spec: ModelSpec, architecture: Architecture) -> tuple[str, ...]:
+    """`find_refusals` in words, each beginning with "layer N: "."""
+    return tuple(str(refusal) for refusal in find_refusals(rules, spec, architecture))
 
 
 def load_engine_rules(name: str) -> EngineRules:
@@ -222,13 +257,15 @@ def _parse_engine(where: str, data: object) -> EngineRules:
 
 
 def _parse_rule(where: str, data: object) -> EngineRule:
-    fields = _require_keys(where, data, {"refuses", "reason", "version", "seen"}, optional={"value", "families"})
+    needed = {"refuses", "reason", "version", "how", "seen"}
+    fields = _require_keys(where, data, needed, optional={"value", "families"})
     try:
         return EngineRule(
             refuses=cast("RefusalKind", fields["refuses"]),
             value=fields.get("value"),
             reason=fields["reason"],
             version=fields["version"],
+            how=cast("How", fields["how"]),
             seen=fields["seen"],
             families=tuple(_require_list(f"{where}: families", fields["families"])) if "families" in fields else None,
         )

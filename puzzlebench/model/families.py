@@ -194,5 +194,8 @@ FAMILIES: dict[str, Family] = {
     "deci": _DECILM,
 }
 
+DECILM_TYPES = ("nemotron-nas", "deci")
+"""The model_types whose layers are stated in the config one by one."""
+
 WRAPPERS: dict[str, str] = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 """Multimodal model_types whose text_config is read, and the model_type it has when it states none."""

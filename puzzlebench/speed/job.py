@@ -295,7 +295,12 @@ def _result(
         "others_share": measured.others_share,
         "last_level_cache_bytes": device.last_level_cache_bytes,
         "models": [
-            {"model": label, "bytes_per_step": _bytes_per_step(job, files), **asdict(one)}
+            {
+                "model": label,
+                "fingerprint": files.fingerprint,
+                "bytes_per_step": _bytes_per_step(job, files),
+                **asdict(one),
+            }
             for label, files, one in zip(labels, found, measured.speeds, strict=True)
         ],
         "speed_ups": speed_ups,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from puzzlebench.model.blocks import Architecture, architecture_from_json, architecture_to_json
 from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
+from puzzlebench.model.families import DECILM_TYPES
 from puzzlebench.model.hf_config import from_hf_config
 
 ARCHITECTURE = "PuzzlebenchForCausalLM"
@@ -26,7 +27,6 @@ LAYERS_KEY = "puzzlebench_layers"
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
 """Families whose children `model` computes."""
 
-_DECILM = ("nemotron-nas", "deci")
 _OURS = "Heterogeneous"  # what classes of our children begin with, see child/modeling_heterogeneous.py
 _STATED_PER_LAYER = ("per_layer_config", "block_configs", "linear", "layer_types", "auto_map")
 
@@ -65,7 +65,7 @@ def plain_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     architectures = raw.get("architectures") or [""]
     if str(architectures[0]).startswith(_OURS):
         return _plain(raw, _hf_plan(raw))
-    if raw.get("model_type") in _DECILM:
+    if raw.get("model_type") in DECILM_TYPES:
         plan = _decilm_plan(raw)
         return None if plan is None else _plain({**raw, "model_type": "llama"}, plan)
     return None

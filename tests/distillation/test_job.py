@@ -14,6 +14,7 @@ from puzzlebench.distillation import trainer
 from puzzlebench.distillation.job import FACTS_FILE, run_distil_job
 from puzzlebench.distillation.recipe import LossWeights, Stage
 from puzzlebench.library.realise import SOLUTION_FILE
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
 from .conftest import save_parent
 
@@ -36,7 +37,10 @@ def test_a_child_learns_and_is_written_whole(job):
     assert facts["held_out"][1]["loss"] < 0.98 * facts["held_out"][0]["loss"]
     for line in facts["losses"]:
         assert line["loss"] == pytest.approx(line["cosine"] + line["forward_kl"], rel=1e-5)
-    assert (job.out / SOLUTION_FILE).read_text() == (job.child / SOLUTION_FILE).read_text()
+    assert facts["weights_fingerprint"] == checkpoint_fingerprint(job.out) != facts["child_fingerprint"]
+    assert facts["child_fingerprint"] == checkpoint_fingerprint(job.child)
+    own, written = (json.loads((folder / SOLUTION_FILE).read_text()) for folder in (job.child, job.out))
+    assert written == own
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     loaded = load_causal_lm(job.out)

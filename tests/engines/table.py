@@ -36,16 +36,18 @@ class Row:
     """One sample in one format in one engine.
 
     Attributes:
-        refused: the rule that refuses it, or why the format cannot hold it; None where it is allowed.
-        tried: what came of it where it was refused and tried nevertheless; None where it was not tried.
-        result: of `run_verify`; None where nothing was run.
+        rules: kinds of the engine's rules that refuse it; empty where it is allowed.
+        reason: why the format cannot hold it, where no rule refuses it.
+        tried: what came of it where rules refuse it and it was tried nevertheless; None where it could not be tried.
+        result: of `run_verify`; None where nothing was run or it was refused.
     """
 
     sample: str
     format: str
     engine: str
     version: str | None = None
-    refused: str | None = None
+    rules: tuple[str, ...] = ()
+    reason: str | None = None
     tried: str | None = None
     result: dict | None = None
 
@@ -64,13 +66,13 @@ def lines(rows: Sequence[Row]) -> list[str]:
         if (found := by_sample.get(recipe.name))
     ]
     head = ["sample", "what it has", "KV bytes", *(f"{form}: {NAMES[engine]}" for form, engine in shown)]
-    refused = [row for recipe in RECIPES for place in shown if (row := by_sample.get(recipe.name, {}).get(place))]
+    all_rows = [row for recipe in RECIPES for place in shown if (row := by_sample.get(recipe.name, {}).get(place))]
     return [
         f"{day}; {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}; fp32 on a CPU.",
         "",
         *table(head, body, right=(2,)),
         "",
-        *(f"- {_why(row)}" for row in refused if row.result is None and (row.tried or not _is_rule(row.refused))),
+        *(f"- {_why(row)}" for row in all_rows if row.tried or row.reason),
     ]
 
 
@@ -86,8 +88,10 @@ def write(rows: Sequence[Row], file: Path) -> None:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
+    if row.rules:
+        return f"no: {', '.join(row.rules)}{'' if row.tried else '; not tried'}"
     if row.result is None:
-        return f"no: {row.refused}" if _is_rule(row.refused) else "no"
+        return "no"
     result = row.result
     largest = f"{max(result[what]['largest'] for what in ('prompt', 'generated')):.1e}"
     return largest if result["equal"] == result["tokens"] else f"{largest}, {result['equal']} of {result['tokens']}"
@@ -100,15 +104,10 @@ def _cache(rows: Iterable[Row]) -> str:
         cache = None if row.result is None else row.result["kv_cache"]
         if cache is not None:
             own, predicted = cache["allocated_bytes_per_token"], cache["predicted_bytes_per_token"]
-            found[f"{own:,g}" if own == predicted else f"{own:,g}, predicted {predicted:,}"] = None
+            found[f"{own:,.12g}" if own == predicted else f"{own:,.12g}, predicted {predicted:,}"] = None
     return "; ".join(found)
 
 
 def _why(row: Row) -> str:
-    tried = "" if row.tried is None else f"; tried: {row.tried}"
-    reason = f"`{row.refused}`" if _is_rule(row.refused) else row.refused
-    return f"`{row.sample}`, {row.format}, {NAMES[row.engine]}: {reason}{tried}"
-
-
-def _is_rule(text: str | None) -> bool:
-    return text is not None and re.fullmatch(r"[a-z_]+", text) is not None
+    said = row.reason or f"tried: {row.tried}"
+    return f"`{row.sample}`, {row.format}, {NAMES[row.engine]}: {said}"

@@ -1,6 +1,8 @@
 """A tiny parent and child, evaluated for real."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from puzzlebench.child.configs import read_spec
 from puzzlebench.model.blocks import Architecture, Block, NoOp
 from puzzlebench.model.spec import parent_architecture
 from puzzlebench.parent.embedded import train_tokenizer
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 from puzzlebench.text.corpus import Document
 
 pytest.importorskip("lm_eval")
@@ -86,6 +89,8 @@ def test_the_three_bundled_tasks(evaluated):
     stated = json.loads((job.out / "retention.json").read_text())
     assert (stated["schema_version"], stated["lm_eval_version"]) == (1, found.lm_eval_version)
     assert stated["tasks"][1]["parent"] == bits.parent
+    for which in ("parent", "child"):
+        assert stated[which]["fingerprint"] == checkpoint_fingerprint(Path(getattr(job, which)))
     assert shares[-1][0] == 1.0
     assert [share for share, _ in shares] == sorted(share for share, _ in shares)
     assert {stage.split(":")[0] for _, stage in shares} == {"parent", "child", "comparison"}
@@ -109,6 +114,20 @@ def test_a_finished_side_is_not_run_again(evaluated, monkeypatch):
     assert (again.tasks, again.overall) == (found.tasks, found.overall)
     fewer = run_eval_job(changed(job, tasks=("puzzlebench_perplexity",)))
     assert fewer.tasks == found.tasks[1:2]
+
+
+def test_a_child_that_cannot_be_loaded_is_refused_before_the_parent_runs(evaluated, models, tmp_path, monkeypatch):
+    job, *_ = evaluated
+    monkeypatch.setattr(running, "open_model", lambda *_: pytest.fail("a model was opened"))
+    shutil.copytree(models / "child", tmp_path / "decilm")
+    config = json.loads((tmp_path / "decilm" / "config.json").read_text())
+    layers = [{"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 1.0}}] * 2
+    del config["per_layer_config"]
+    config |= {"model_type": "nemotron-nas", "block_configs": layers}
+    (tmp_path / "decilm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"decilm format; `puzzlebench import` makes a child of it"):
+        run_eval_job(changed(job, child=str(tmp_path / "decilm"), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("changes", [{"limit": 3}, {"precision": "bf16"}, {"seed": 7}, {"split": "test"}])

@@ -67,6 +67,7 @@ def test_the_same_for_a_seed_whatever_other_tasks_there_are(compared):
 def test_json_has_what_the_contract_says(compared):
     stated = retention_json(compared({"a": {"values": [1.0, 0.0, 1.0]}}, {"a": {"values": [1.0, 0.0, 0.0]}}))
     assert stated["parent"]["name"] == "parent"
+    assert stated["parent"]["fingerprint"] is None  # results of lm-eval itself do not say
     assert set(stated["overall"]) == {"retention", "low", "high"}
     assert set(stated["tasks"][0]) == {
         *("task", "metric", "higher_is_better", "parent", "child", "retention", "retention_low", "retention_high"),

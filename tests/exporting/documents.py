@@ -48,7 +48,7 @@ def search(architecture: Architecture, *others: Architecture, **changes):
     }
 
 
-def retention(source: Path | str, **changes):
+def retention(source: Path | str, *, child: str | None = None, parent: str | None = None, **changes):
     row = {
         "task": "puzzlebench_choice",
         "metric": "acc",
@@ -58,14 +58,18 @@ def retention(source: Path | str, **changes):
         "retention_low": 0.9786,
         "retention_high": 1.0376,
         "documents": 400,
+        "chance": 0.25,
+        "retention_above_chance": 1.0117,
+        "retention_above_chance_low": 0.966,
+        "retention_above_chance_high": 1.06,
     }
     unknown = {"retention": None, "retention_low": None, "retention_high": None, "child": 12.5}
     return {
         "schema_version": 1,
         "created": "2026-11-28T13:51:38+00:00",
         "lm_eval_version": "0.4.13",
-        "parent": {"name": "tiny", "source": "tiny"},
-        "child": {"name": str(source), "source": str(source)},
+        "parent": {"name": "tiny", "source": "tiny", "fingerprint": parent},
+        "child": {"name": str(source), "source": str(source), "fingerprint": child},
         "overall": {"retention": 1.0012, "low": 0.987, "high": 1.0159},
         "tasks": [row, {**row, "task": "other", **unknown}],
         "notes": ["not in the overall retention, which needs a ratio: other"],
@@ -73,8 +77,9 @@ def retention(source: Path | str, **changes):
     }
 
 
-def speed(*labels: str, predicted: bool = True, **changes):
+def speed(*labels: str, predicted: bool = True, fingerprints: dict[str, str] | None = None, **changes):
     labels = labels or ("child",)
+    known = fingerprints or {}
     times = {
         "prefill_ms": interval(50.0),
         "tpot_ms": interval(6.8),
@@ -93,7 +98,9 @@ def speed(*labels: str, predicted: bool = True, **changes):
         "precision": "fp32",
         "scenario": {"batch_size": 4, "prefill_len": 128, "decode_len": 128},
         "sessions": 5,
-        "models": [{"model": label, **times} for label in ("parent", *labels)],
+        "disturbed_share": 0.125,
+        "models": [{"model": label, "fingerprint": known.get(label), **times} for label in ("parent", *labels)],
+        "predictions": [{"model": label, **times} for label in ("parent", *labels)] if predicted else None,
         "speed_ups": [{"model": label, **phases} for label in labels],
         "predicted_speed_ups": [{"model": label, **modelled, "error": errors} for label in labels]
         if predicted

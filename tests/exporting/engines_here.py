@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 
 import transformers
 
-from puzzlebench.exporting import verify
+from puzzlebench.exporting import verify_engine
 
 
 def run_script_here(tmp_path, monkeypatch):
     """Code of checkpoints is then imported from a folder of the test's own."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    spec = importlib.util.spec_from_file_location("transformers_engine", verify._SCRIPTS / "transformers_engine.py")
+    file = verify_engine._SCRIPTS / "transformers_engine.py"
+    spec = importlib.util.spec_from_file_location("transformers_engine", file)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 
     def run(command, *_):
-        _, _, request, answer = command
+        *_, request, answer = command
         with open(request) as file:
             stated = json.load(file)
         try:
@@ -30,4 +32,25 @@ def run_script_here(tmp_path, monkeypatch):
             json.dump(found, file)
         return 0, ""
 
-    monkeypatch.setattr(verify, "_run", run)
+    monkeypatch.setattr(verify_engine, "_run", run)
+
+
+def state_cache(monkeypatch, layers):
+    """As if the engine had a key-value cache with these bytes per token in these layers."""
+    run_script = verify_engine._run
+
+    def run(command, *rest):
+        found = run_script(command, *rest)
+        answer = Path(command[-1])
+        total = sum(layers.values())
+        cache = {
+            "block_size": 16,
+            "num_blocks": 4,
+            "layers": [{"layer": layer, "bytes_per_token": size} for layer, size in layers.items()],
+            "bytes_per_token": total,
+            "total_bytes": 64 * total,
+        }
+        answer.write_text(json.dumps(json.loads(answer.read_text()) | {"kv_cache": cache}))
+        return found
+
+    monkeypatch.setattr(verify_engine, "_run", run)

@@ -35,7 +35,9 @@ def test_export_says_where_what_and_for_whom(tmp_path, capsys):
     printed = capsys.readouterr().out
     parameters = read_json(tmp_path / "out" / "puzzle_solution.json")["parameters"]
     assert f"out: decilm, {parameters:,} parameters in bfloat16" in printed
-    assert "  vllm: nothing is known against it" in printed
+    assert "  vllm: loads\n" in printed
+    solution = read_json(tmp_path / "out" / "puzzle_solution.json")
+    assert f"fingerprint {solution['export']['weights_fingerprint'][:16]}" in printed
     assert "  sglang: layer 2: sglang" in printed
     assert "no licence is known" in printed
 

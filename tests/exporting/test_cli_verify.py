@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 from puzzlebench.cli_verify import DIFFERS, add_verify, verify_command
 from puzzlebench.exporting.samples import make_samples
 
-from .engines_here import run_script_here
+from .engines_here import run_script_here, state_cache
 
 SMALL = ["--prompts", "1", "--prompt-len", "6", "--new-tokens", "3", "--trust-remote-code"]
 
@@ -61,3 +61,19 @@ def test_json(samples, capsys):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "line"),
+    [
+        (1024, 0, "  KV agrees: 5,632 bytes per token, as predicted"),
+        (2048, DIFFERS, "  KV DIFFERS: 6,656 bytes per token, 5,632 predicted"),
+    ],
+)
+def test_a_cache_decides_too(samples, monkeypatch, capsys, last, code, line):
+    """4, 2, 1 and 4 heads of 64 in fp32."""
+    state_cache(monkeypatch, {0: 2048, 1: 1024, 2: 512, 3: 1024 + last})
+    assert run(samples["llama-sized"], *SMALL) == code
+    out = capsys.readouterr().out.splitlines()
+    assert line in out
+    assert ("    layer 3 (gqa_4): 3,072 in the engine, 2,048 predicted" in out) == (code == DIFFERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -49,11 +48,13 @@ def run(tiny_child, source, tmp_path):
     parent = source.solution["parent_fingerprint"]
     write(folder / "search/search.json", documents.search(source.architecture))
     write(folder / "distilled/distillation.json", documents.distillation(parent))
-    write(folder / "evaluation/distilled/retention.json", documents.retention(folder / "distilled"))
+    kept = documents.retention("gone", child=source.fingerprint, parent=parent)
+    write(folder / "evaluation/distilled/retention.json", kept)
     before = {"retention": 0.95, "low": 0.93, "high": 0.97}
-    write(folder / "evaluation/realised/retention.json", documents.retention(folder / "child", overall=before))
-    write(folder / "speed/speed.json", documents.speed())
-    write(folder / "speed/run/job.json", {"models": [{"label": "child", "fingerprint": source.fingerprint}]})
+    realised = documents.retention(folder / "child", parent=parent, overall=before)
+    write(folder / "evaluation/realised/retention.json", realised)
+    known = {"parent": parent, "child": source.fingerprint}
+    write(folder / "speed/speed.json", documents.speed(fingerprints=known))
     stages = [{"name": name} for name in ("search", "distil", "evaluate", "speed")]
     write(folder / "run.json", {"schema_version": 1, "stages": stages})
     return folder
@@ -82,6 +83,13 @@ def test_a_run(run):
     assert found.speed.speed_ups["decode"] == Interval(value=2.1, low=2.1 * 0.9, high=2.1 * 1.1)
     assert found.speed.errors == {"prefill": 0.02, "decode": -0.005, "generate": -0.024}
     assert found.speed.times[1]["generate"].value == 917.0
+    assert found.retention.tasks[0].above_chance == Interval(value=1.0117, low=0.966, high=1.06)
+    assert (found.retention.tasks[0].chance, found.retention.tasks[0].documents) == (0.25, 400)
+    assert found.speed.predicted_times[1]["generate"].value == 917.0
+    assert found.speed.disturbed_share == 0.125
+    assert found.retention.checked
+    assert found.speed.checked
+    assert found.distillation.checked
     assert found.distillation.losses == {"cosine": 1.0, "forward_kl": 1.0}
     assert found.distillation.data == "books.jsonl"
     assert found.distillation.held_out["forward_kl"] == (0.02, 0.006), "rows of one length only"
@@ -119,8 +127,8 @@ def test_unfinished_stages_are_passed_over(run):
 
 
 def test_a_file_by_name_takes_the_place_of_the_runs(run, tmp_path):
-    other = write(tmp_path / "speed.json", documents.speed("child", device="another"))
-    write(tmp_path / "run/job.json", json.loads((run / "speed/run/job.json").read_text()))
+    own = open_source(run / "distilled").fingerprint
+    other = write(tmp_path / "speed.json", documents.speed(device="another", fingerprints={"child": own}))
     found = read_evidence(EvidenceFiles(run=run, speed=other), open_source(run / "distilled"))
     assert found.speed.device == "another"
 
@@ -157,15 +165,51 @@ def test_retention_of_another_child(source, tiny_child, tmp_path):
     shutil.copytree(tiny_child.folder, tmp_path / "other")
     halve(tmp_path / "other")
     file = write(tmp_path / "retention.json", documents.retention(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"it is of another child: .*other has other weights"):
+    with pytest.raises(ValueError, match=r"it is of another child: other has other weights than llama-sized"):
+        read_evidence(EvidenceFiles(retention=file), source)
+    file = write(tmp_path / "retention.json", documents.retention("gone", child="0" * 64))
+    with pytest.raises(ValueError, match="it is of another child: gone has other weights"):
         read_evidence(EvidenceFiles(retention=file), source)
     gone = write(tmp_path / "retention.json", documents.retention("/no/such/child"))
-    assert "called child, which is not there" in read_evidence(EvidenceFiles(retention=gone), source).notes[0]
+    found = read_evidence(EvidenceFiles(retention=gone), source)
+    assert not found.retention.checked
+    assert found.notes == (
+        "Not checked: which weights the child of the evaluation, called child, had.",
+        "Not checked: which weights the parent of the evaluation, called tiny, had.",
+    )
+
+
+def test_evidence_of_another_parent(source, tmp_path):
+    own = source.fingerprint
+    kept = write(tmp_path / "retention.json", documents.retention("x", child=own, parent="0" * 64))
+    with pytest.raises(ValueError, match="it is of another parent: tiny has other weights than the parent of llama"):
+        read_evidence(EvidenceFiles(retention=kept), source)
+    timed = write(tmp_path / "speed.json", documents.speed(fingerprints={"parent": "0" * 64, "child": own}))
+    with pytest.raises(ValueError, match="it is of another parent: parent has other weights"):
+        read_evidence(EvidenceFiles(speed=timed), source)
+
+
+def test_values_outside_their_own_intervals(source, tmp_path):
+    wrong = documents.retention("x", overall={"retention": 1.2, "low": 0.9, "high": 1.1})
+    file = write(tmp_path / "retention.json", wrong)
+    with pytest.raises(ValueError, match=r"retention is 1.2, outside its own interval, 0.9 to 1.1"):
+        read_evidence(EvidenceFiles(retention=file), source)
+
+
+def test_the_distillation_beside_the_weights_is_read(source, tiny_child, tmp_path):
+    shutil.copytree(tiny_child.folder, tmp_path / "child")
+    stated = documents.distillation(source.solution["parent_fingerprint"])
+    write(tmp_path / "child/distillation.json", stated)
+    found = read_evidence(EvidenceFiles(), open_source(tmp_path / "child"))
+    assert (found.distillation.tokens, found.distillation.checked, found.notes) == (307_200, True, ())
+    write(tmp_path / "child/distillation.json", {**stated, "weights_fingerprint": "0" * 64})
+    with pytest.raises(ValueError, match="it is of another child: child has other weights than child"):
+        read_evidence(EvidenceFiles(), open_source(tmp_path / "child"))
 
 
 def test_distillation_from_another_parent(source, tmp_path):
     file = write(tmp_path / "distillation.json", documents.distillation("0" * 64))
-    with pytest.raises(ValueError, match="tiny, has other weights than this child's parent"):
+    with pytest.raises(ValueError, match="it is of another parent: tiny has other weights than the parent of"):
         read_evidence(EvidenceFiles(distillation=file), source)
     child = replace(source, solution=None)
     assert read_evidence(EvidenceFiles(distillation=file), child).distillation.tokens == 307_200
@@ -188,7 +232,11 @@ def test_speed_that_does_not_say_of_which_weights(source, tmp_path):
     file = write(tmp_path / "speed.json", documents.speed("mine", predicted=False))
     found = read_evidence(EvidenceFiles(speed=file), source)
     assert found.speed.predicted == {}
-    assert found.notes == ("The times are of a checkpoint called mine; nothing says which weights it had.",)
+    assert not found.speed.checked
+    assert found.notes == (
+        "Not checked: which weights the child of the times, called mine, had.",
+        "Not checked: which weights the parent of the times, called parent, had.",
+    )
 
 
 def test_speed_predicted_for_another_setup(source, tmp_path):

@@ -99,8 +99,16 @@ def test_a_released_checkpoint_is_taken_as_it_is(tmp_path):
     torch.testing.assert_close(logits(load_causal_lm(tmp_path / "back")), logits(model), rtol=0, atol=1e-5)
     solution = read_json(tmp_path / "back" / "puzzle_solution.json")
     assert solution["imported"]["format"] == "decilm"
+    assert solution["imported"]["made_from"] == checkpoint_fingerprint(tmp_path / "released")
+    assert solution["imported"]["weights_fingerprint"] == checkpoint_fingerprint(tmp_path / "back")
     assert str(tmp_path) not in json.dumps(solution)
     assert load_tokenizer(find_parent(str(tmp_path / "back"))).vocab_size > 0
+
+
+def test_rope_that_is_no_object_is_refused(tmp_path):
+    released_decilm(tmp_path, rope_scaling="linear")
+    with pytest.raises(ValueError, match="released: rope_scaling is 'linear', and must be an object"):
+        import_it(tmp_path)
 
 
 def test_the_first_decilm_is_taken(tmp_path):
@@ -129,6 +137,21 @@ def test_an_export_keeps_its_parent(tmp_path):
     export(tmp_path)
     assert import_it(tmp_path)["parent"] == "some/parent"
     assert read_json(tmp_path / "back" / "puzzle_solution.json")["parent_fingerprint"] == "0" * 64
+
+
+def test_another_parent_than_is_stated_is_said(tmp_path):
+    save_model(tmp_path / "child")
+    export(tmp_path)
+    save_model(tmp_path / "parent", None)
+    facts = import_it(tmp_path, parent=str(tmp_path / "parent"))
+    assert facts["notes"] == ["its own puzzle_solution.json says that it is a child of some/parent with other weights"]
+
+
+def test_the_checkpoint_itself_is_no_parent(tmp_path):
+    save_model(tmp_path / "released")
+    with pytest.raises(ValueError, match="released is the checkpoint itself; say whose child it is"):
+        import_it(tmp_path, parent=str(tmp_path / "released"))
+    assert not (tmp_path / "back").exists()
 
 
 def test_another_models_parent_is_refused(tmp_path):
@@ -199,6 +222,11 @@ def test_an_imported_child_is_distilled_further(tmp_path):
         data=tmp_path / "text.txt",
         recipe=recipe,
     )
+    solution = read_json(tmp_path / "back" / "puzzle_solution.json")
+    solution |= {"retention": {"overall": {"value": 0.9}}, "export": {"format": "decilm"}}
+    (tmp_path / "back" / "puzzle_solution.json").write_text(json.dumps(solution))
     assert run_distil_job(job)["steps"] == 2
+    distilled = read_json(tmp_path / "distilled" / "puzzle_solution.json")
+    assert distilled == {key: value for key, value in solution.items() if key not in ("retention", "export")}
     export_again = ExportJob(child=str(tmp_path / "distilled"), out=tmp_path / "again", format="decilm", engines=())
     assert run_export(export_again)["parameters"] == read_json(tmp_path / "back" / "puzzle_solution.json")["parameters"]

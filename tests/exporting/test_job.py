@@ -1,6 +1,8 @@
 """Exports as a whole: what lies in the folder, what is refused before anything is written, what a failure leaves."""
 
+import hashlib
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from puzzlebench.exporting import job as job_module
 from puzzlebench.exporting.evidence import EvidenceFiles
@@ -16,6 +18,7 @@ from puzzlebench.exporting.hub import check_repo
 from puzzlebench.exporting.job import ExportJob, run_export
 from puzzlebench.exporting.sidecars import without_folders
 from puzzlebench.exporting.source import open_source
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
 from .children import MIXED, read_json, save_model
 
@@ -58,7 +61,7 @@ def test_the_folder_is_complete(tmp_path):
     assert (facts["licence"], facts["dtype"], facts["pushed"]) == ("mit", "float32", None)
     assert facts["engines"]["vllm"] == facts["engines"]["transformers"] == []
     assert any("kv_heads_not_parents" in reason for reason in facts["engines"]["sglang"])
-    assert "sglang" in (out / "README.md").read_text()
+    assert "SGLang" in (out / "README.md").read_text()
     assert all(0 <= share <= 1 for share, _ in seen)
     assert {"reading", "weights", "card"} <= {stage for _, stage in seen}
     assert all(path.stat().st_mode & 0o044 for path in out.iterdir())
@@ -70,7 +73,8 @@ def test_puzzle_solution_keeps_the_childs_keys(tmp_path):
     own, written = (read_json(tmp_path / name / "puzzle_solution.json") for name in ("child", "out"))
     assert {key: written[key] for key in own} == own
     assert written["export"]["format"] == "decilm"
-    assert written["export"]["weights_fingerprint"] == open_source(tmp_path / "child").fingerprint
+    assert written["export"]["made_from"] == open_source(tmp_path / "child").fingerprint
+    assert written["export"]["weights_fingerprint"] == checkpoint_fingerprint(tmp_path / "out")
     assert written["parameters"] == sum(
         tensor.numel() for tensor in load_file(tmp_path / "out" / "model-00001-of-00001.safetensors").values()
     )
@@ -95,6 +99,28 @@ def test_evidence_goes_into_the_solution(tmp_path, monkeypatch):
     assert found["notes"] == ["documents of one.yaml"]
     run_export(job_for(tmp_path, child=str(tmp_path / "out"), out=tmp_path / "again"))
     assert read_json(tmp_path / "again" / "puzzle_solution.json")["retention"] == found
+    halve(tmp_path / "again")
+    monkeypatch.setattr(job_module, "read_evidence", lambda *_: Evidence())
+    run_export(job_for(tmp_path, child=str(tmp_path / "again"), out=tmp_path / "other"))
+    other = read_json(tmp_path / "other" / "puzzle_solution.json")
+    assert "retention" not in other, "it was measured on other weights"
+    assert other["parent"] == "some/parent"
+
+
+def halve(folder):
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: tensor / 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["decilm", "hf"])
+def test_the_code_of_the_card_runs(tmp_path, monkeypatch, capsys, kind):
+    save_model(tmp_path / "child", LOADS)
+    run_export(job_for(tmp_path, format=kind, engines=()))
+    card = (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)  # the name of the folder is what the card calls the model
+    exec(compile(code, "README.md", "exec"), {})
+    assert "import os" in capsys.readouterr().out
 
 
 def test_a_model_of_the_hub_is_named_as_there(tmp_path, monkeypatch):
@@ -138,15 +164,16 @@ def test_weights_are_cast(tmp_path, dtype):
 
 
 def test_values_that_fp16_does_not_hold_are_named(tmp_path):
-    from safetensors.torch import save_file
-
     save_model(tmp_path / "child", LOADS)
     state = load_file(tmp_path / "child" / "model.safetensors")
     state["model.norm.weight"][0] = 1e6
     save_file(state, tmp_path / "child" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"model.norm.weight has values that fp16 does not hold \(up to 1e\+06\)"):
+    with pytest.raises(ValueError, match=r"model.norm.weight has a weight of 1e\+06, which does not fit into float16"):
         run_export(job_for(tmp_path, dtype="fp16"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["child"]
+    state["model.norm.weight"][0] = float("nan")
+    save_file(state, tmp_path / "child" / "model.safetensors", metadata={"format": "pt"})
+    run_export(job_for(tmp_path, dtype="fp16"))  # what is no number in the source is not fp16's doing
 
 
 @pytest.mark.parametrize(
@@ -203,9 +230,43 @@ def test_the_child_alone_is_enough(tmp_path):
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 2)
 
 
-def test_the_parents_folder_gives_the_tokenizer_and_the_licence(tmp_path):
-    from puzzlebench.parent.fingerprint import checkpoint_fingerprint
+def test_links_to_elsewhere_are_not_followed(tmp_path):
+    save_model(tmp_path / "child", LOADS)
+    (tmp_path / "secret").write_text("secret")
+    for name in ("vocab.txt", "LICENSE", "generation_config.json"):
+        link = tmp_path / "child" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / "secret")
+        with pytest.raises(ValueError, match=rf"child/{name} is a link to a file outside .*child, which is not taken"):
+            run_export(job_for(tmp_path))
+        link.unlink()
+    assert not (tmp_path / "out").exists()
 
+
+def test_the_hubs_cache_is_one_folder(tmp_path):
+    save_model(tmp_path / "blobs", LOADS)
+    (tmp_path / "snapshots" / "5f0b02c7").mkdir(parents=True)
+    for file in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshots" / "5f0b02c7" / file.name).symlink_to(f"../../blobs/{file.name}")
+    run_export(job_for(tmp_path, child=str(tmp_path / "snapshots" / "5f0b02c7")))
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "blobs" / "tokenizer.json").read_bytes()
+
+
+def test_what_cannot_be_read_is_not_called_an_error_of_writing(tmp_path, monkeypatch):
+    from puzzlebench.exporting import sidecars
+
+    save_model(tmp_path / "child", LOADS)
+
+    def fail(_path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sidecars.Path, "read_bytes", fail)
+    with pytest.raises(ValueError, match=r"child/\S+.json cannot be read: Input/output error$"):
+        run_export(job_for(tmp_path, format="hf", engines=()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_parents_folder_gives_the_tokenizer_and_the_licence(tmp_path):
     save_model(tmp_path / "parent", None)
     (tmp_path / "parent" / "NOTICE").write_text("Made by somebody.\n")
     save_model(tmp_path / "child", LOADS, tokenizer=False)
@@ -223,7 +284,10 @@ def test_the_parents_folder_gives_the_tokenizer_and_the_licence(tmp_path):
     assert not (tmp_path / "other" / "tokenizer.json").exists()
 
 
-def test_no_folder_of_this_machine_goes_along(tmp_path):
+@pytest.mark.parametrize("kind", ["decilm", "hf", "gguf"])
+def test_no_folder_of_this_machine_goes_along(tmp_path, kind):
+    if kind == "gguf":
+        pytest.importorskip("gguf")
     save_model(tmp_path / "child", LOADS)
     for name, changes in (
         ("config.json", {"_name_or_path": str(tmp_path / "child")}),
@@ -231,7 +295,7 @@ def test_no_folder_of_this_machine_goes_along(tmp_path):
     ):
         path = tmp_path / "child" / name
         path.write_text(json.dumps(read_json(path) | changes))
-    run_export(job_for(tmp_path))
+    run_export(job_for(tmp_path, format=kind, engines=()))
     for path in (tmp_path / "out").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
     assert read_json(tmp_path / "out" / "puzzle_solution.json")["costs"] == {"from": "costs.parquet"}
@@ -246,6 +310,12 @@ def test_no_folder_of_this_machine_goes_along(tmp_path):
         ("replace-1-block of /home/me/llama by recipe a/b", "replace-1-block of llama by recipe a/b"),
         ("https://example.org/a/b and tokens/s, ~0.1 of 1 / 2", "https://example.org/a/b and tokens/s, ~0.1 of 1 / 2"),
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("costs of file:///home/alice/x", "costs of x"),
+        ("../../home/alice/m on a GPU", "m on a GPU"),
+        ("~alice/models/x", "x"),
+        ("of /home/alice smith/data/x.txt, and y", "of x.txt, and y"),
+        ("at C:\\\\Users\\\\alice\\\\x", "at x"),
+        ("at //home//alice/x", "at x"),
     ],
 )
 def test_paths_are_their_last_part(text, without):
@@ -275,7 +345,22 @@ def test_the_folder_is_pushed(tmp_path):
     assert made == ("create_repo", "me/Small-Llama", {"repo_type": "model", "private": True, "exist_ok": True})
     assert uploaded[1]["folder_path"] == str(tmp_path / "out")
     assert uploaded[1]["repo_id"] == "me/Small-Llama"
-    assert "# Small-Llama" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Small-Llama" in card
+    assert "me/Small-Llama" in card
+
+
+def test_a_name_that_the_licence_forbids_is_noted_and_not_pushed(tmp_path):
+    save_model(tmp_path / "child", LOADS)
+    (tmp_path / "child" / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    api = FakeApi()
+    with pytest.raises(ValueError, match=r"me/small is not pushed to: .*asks for a name that begins with 'Llama'"):
+        run_export(job_for(tmp_path, push_to="me/small"), api=api)
+    assert (api.calls, (tmp_path / "out").exists()) == ([], False)
+    facts = run_export(job_for(tmp_path))
+    assert any("begins with 'Llama', and 'out' does not" in note for note in facts["notes"])
+    run_export(job_for(tmp_path, out=tmp_path / "named", push_to="me/Llama-small"), api=api)
+    assert [call[0] for call in api.calls] == ["create_repo", "upload_folder"]
 
 
 class Answer:
@@ -346,4 +431,7 @@ def test_a_gguf_file_has_its_card_beside_it(tmp_path):
     save_model(tmp_path / "child", ("gqa_2+mlp_256", "no_op+mlp_512", "linear+mlp_512", "gqa_1+mlp_512"))
     facts = run_export(job_for(tmp_path, format="gguf", engines=("llama_cpp",)))
     assert set(facts["files"]) == {"README.md", "model.gguf", "puzzle_solution.json"}
+    digest = hashlib.sha256((tmp_path / "out" / "model.gguf").read_bytes()).hexdigest()
+    assert facts["fingerprint"] == digest
+    assert read_json(tmp_path / "out" / "puzzle_solution.json")["export"]["weights_fingerprint"] == digest
     assert (tmp_path / "out" / "model.gguf").read_bytes()[:4] == b"GGUF"

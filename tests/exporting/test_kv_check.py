@@ -65,6 +65,7 @@ def test_a_cache_that_falls_with_the_heads_agrees():
 def test_layers_as_large_as_the_largest_are_shown_as_they_are():
     found = compare_kv(answer({1: 512, 3: 512}), SPEC, architecture(), "fp32")
     assert not found.agrees
+    assert found.differs
     assert [row.allocated_bytes_per_token for row in found.rows] == [0, 512, 0, 512]
     assert (found.predicted_bytes_per_token, found.allocated_bytes_per_token) == (640, 1024)
 
@@ -72,12 +73,14 @@ def test_layers_as_large_as_the_largest_are_shown_as_they_are():
 def test_memory_of_a_layer_that_should_have_none_is_shown():
     found = compare_kv(answer({**PER_TOKEN, 2: 512}), SPEC, architecture(), "fp32")
     assert not found.agrees
+    assert found.differs
     assert (found.rows[2].predicted_bytes_per_token, found.rows[2].allocated_bytes_per_token) == (0, 512)
 
 
 def test_what_no_layer_has_is_padding():
     found = compare_kv(answer(bytes_per_token=1000), SPEC, architecture(), "fp32")
     assert not found.agrees
+    assert found.differs
     padding = found.rows[-1]
     assert (padding.layer, padding.attention, padding.predicted_bytes_per_token) == (None, "padding", 0)
     assert padding.allocated_bytes_per_token == 360
@@ -86,19 +89,37 @@ def test_what_no_layer_has_is_padding():
 def test_a_sequence_that_takes_more_pages_than_predicted_does_not_agree():
     found = compare_kv(answer(bytes_per_sequence=64 * 640), SPEC, architecture(), "fp32")
     assert not found.agrees
+    assert found.differs
     assert (found.predicted_sequence_bytes, found.allocated_sequence_bytes) == (48 * 640, 64 * 640)
 
 
-def test_gpus_and_dtypes_change_the_prediction():
-    halves = {layer: size // 4 for layer, size in PER_TOKEN.items()}  # bf16, two GPUs; one head is on both
-    found = compare_kv(answer({**halves, 3: 64}), SPEC, architecture(), "bf16", tensor_parallel=2)
-    assert [row.predicted_bytes_per_token for row in found.rows] == [0, 128, 0, 64]
+def test_the_dtype_changes_the_prediction():
+    halves = {layer: size // 2 for layer, size in PER_TOKEN.items()}
+    found = compare_kv(answer(halves), SPEC, architecture(), "bf16")
+    assert [row.predicted_bytes_per_token for row in found.rows] == [0, 256, 0, 64]
     assert found.agrees
+
+
+def test_verdicts():
+    assert compare_kv(answer(), SPEC, architecture(), "fp32").verdict == "KV agrees: 640 bytes per token, as predicted"
+    wrong = answer({1: 512, 3: 512}, bytes_per_sequence=3 * 16 * 1024)
+    assert compare_kv(wrong, SPEC, architecture(), "fp32").verdict == (
+        "KV DIFFERS: 1,024 bytes per token, 640 predicted; 49,152 per sequence of 40 tokens, 30,720 predicted"
+    )
+
+
+def test_a_difference_with_windows_is_shown_and_no_fault():
+    windowed = architecture(("no_op+mlp_512", "gqa_4_w16+mlp_512", "linear+no_op", "gqa_1+linear"))
+    found = compare_kv(answer(bytes_per_token=1000), SPEC, windowed, "fp32")
+    assert (found.agrees, found.differs, found.windows) == (False, False, True)
+    assert found.verdict.startswith("KV differs, as it may with windows: 1,000 bytes per token, 640 predicted")
 
 
 def test_an_engine_may_say_nothing_of_sequences():
     found = compare_kv(answer(max_model_len=None), SPEC, architecture(), "fp32")
     assert (found.max_model_len, found.predicted_sequence_bytes, found.allocated_sequence_bytes) == (None, None, None)
+    assert found.agrees
+    assert compare_kv(answer(bytes_per_sequence=None), SPEC, architecture(), "fp32").agrees
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 from puzzlebench.exporting.licences import (
     Licence,
+    _hub_ids,
     _rows,
     name_problem,
     read_front_matter,
@@ -114,9 +115,39 @@ def test_nothing_is_made_up(tmp_path):
 def test_what_is_given_by_hand(tmp_path):
     card(tmp_path, "license: apache-2.0\n")
     found = read_licence(tmp_path, given="mit")
-    assert (found.id, found.name, found.stated_in) == ("mit", "MIT License", "who exported it")
+    assert (found.id, found.name, found.given, found.stated_in) == ("mit", "MIT License", True, None)
+    assert found.parents == "Apache License 2.0"
     found = read_licence(tmp_path, given="qwen")  # the Hub knows it as other, with a name
     assert (found.id, found.license_name, found.display) == ("other", "qwen", "Built with Qwen")
+    found = read_licence(tmp_path, given="Apache 2.0")  # what the parent states itself
+    assert (found.id, found.given, found.stated_in) == ("apache-2.0", False, "README.md")
+
+
+def test_ids_that_the_hub_does_not_know(tmp_path):
+    found = read_licence(None, given="Falcon LLM License (v2)")
+    assert (found.id, found.name, found.license_name) == ("other", "Falcon LLM License (v2)", "falcon-llm-license-v2")
+    card(tmp_path, "license: Our Own\n")
+    found = read_licence(tmp_path)
+    assert (found.id, found.name, found.license_name) == ("other", "Our Own", "our-own")
+    for given in ("", "other", "Unknown", "a\nb", "<b>", "/home/me/LICENSE", "x" * 101):
+        with pytest.raises(ValueError, match="names none") as caught:
+            read_licence(None, given=given)
+        assert "\n" not in str(caught.value)
+
+
+def test_ids_of_the_hub():
+    ids = _hub_ids()
+    assert len(set(ids)) == len(ids)
+    assert len({one.replace("-", "").replace(".", "") for one in ids}) == len(ids)
+    for one in ids:
+        if one not in ("other", "unknown"):
+            assert read_licence(None, given=one).id == one
+
+
+def test_the_files_that_hold_the_text(tmp_path):
+    for name in ("LICENSE.md", "USE_POLICY.md", "NOTICE"):
+        (tmp_path / name).write_text("x")
+    assert read_licence(tmp_path).texts == ("LICENSE.md",)
 
 
 def test_the_list_of_duties():

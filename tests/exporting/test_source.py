@@ -89,6 +89,7 @@ def edit(folder, **changes):
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(gptq\)"),
+        ({"model_type": ["x"]}, r"model_type \['x'\] is not supported"),
         ({"per_layer_config": {"9": {"intermediate_size": 3}}}, "per_layer_config has key '9'"),
     ],
 )
@@ -116,6 +117,34 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path):
     index.write_text(json.dumps(stated))
     with pytest.raises(ValueError, match=r"names ../child/model.safetensors, which is not in the folder"):
         open_source(tmp_path / "sharded")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (7, "index.json has no weight_map of names of files"),
+        (None, r"lacks model.norm.weight, which its index names"),
+    ],
+)
+def test_an_index_that_is_wrong(tmp_path, place, message):
+    model = save_model(tmp_path / "child")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    stated = read_json(index)
+    places = stated["weight_map"]
+    other = next(one for one in places.values() if one != places["model.norm.weight"])
+    places["model.norm.weight"] = place or other
+    index.write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / "sharded")
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path):
+    save_model(tmp_path / "child")
+    source = open_source(tmp_path / "child")
+    (tmp_path / "child" / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors is not a safetensors file"):
+        next(source.tensors())
 
 
 def test_a_child_that_states_no_layer_is_a_stock_model(tmp_path):

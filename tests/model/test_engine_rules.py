@@ -1,6 +1,7 @@
 """What engines load: every kind of rule, every engine, and a file that is not as it should be."""
 
 import copy
+import re
 from typing import get_args
 
 import pytest
@@ -12,6 +13,7 @@ from puzzlebench.model.engine_rules import (
     RefusalKind,
     _parse_engine_rules,
     check_architecture_loads,
+    find_refusals,
     list_engine_rules,
     load_engine_rules,
 )
@@ -167,6 +169,18 @@ def test_an_architecture_is_refused_layer_by_layer(make_spec):
     assert all("\n" not in line for line in refusals)
 
 
+def test_a_refusal_in_parts_in_short_and_in_full(make_spec):
+    names = ("gqa_4+mlp_512", "gqa_4+linear", "gqa_4+mlp_512", "gqa_4+mlp_512")
+    architecture = Architecture(blocks=tuple(parse_block(name) for name in names))
+    rules = EngineRules(engine="toy", aliases=(), rules=(rule("ffn_linear"),))
+    (found,) = find_refusals(rules, make_spec(), architecture)
+    assert (found.engine, found.layer, found.block, found.rule) == ("toy", 1, architecture.blocks[1], rules.rules[0])
+    assert found.short == "layer 1: because [ffn_linear]"
+    assert found.sentence == "toy (1.0) does not load gqa_4+linear [ffn_linear]: because"
+    assert str(found) == f"layer 1: {found.sentence}"
+    assert check_architecture_loads(rules, make_spec(), architecture) == (str(found),)
+
+
 def test_layers_and_architectures_must_be_the_specs(make_spec):
     rules, spec = load_engine_rules("vllm"), make_spec()
     with pytest.raises(ValueError, match="layers 0 to 3, not 4"):
@@ -198,12 +212,19 @@ VALID = {
             "engine": "toy",
             "aliases": ["t"],
             "rules": [
-                {"refuses": "ffn_linear", "reason": "because", "version": "1.0", "seen": "not verified"},
+                {
+                    "refuses": "ffn_linear",
+                    "reason": "because",
+                    "version": "1.0",
+                    "how": "run",
+                    "seen": "not verified",
+                },
                 {
                     "refuses": "ffn_width_not_multiple",
                     "value": 64,
                     "reason": "because",
                     "version": "1.0",
+                    "how": "read",
                     "seen": "not verified",
                 },
             ],
@@ -215,7 +236,10 @@ VALID = {
 def test_valid_content_is_read():
     (toy,) = _parse_engine_rules(VALID)
     assert toy.aliases == ("t",)
-    assert [(one.refuses, one.value) for one in toy.rules] == [("ffn_linear", None), ("ffn_width_not_multiple", 64)]
+    assert [(one.refuses, one.value, one.how) for one in toy.rules] == [
+        ("ffn_linear", None, "run"),
+        ("ffn_width_not_multiple", 64, "read"),
+    ]
 
 
 def replaced(path, value):
@@ -260,6 +284,8 @@ RULES = ("engines", 0, "rules")
         ((*RULES, 0, "reason"), " ", "reason of ffn_linear must be one line of text"),
         ((*RULES, 0, "version"), 1.0, "version of ffn_linear must be one line of text, not 1.0"),
         ((*RULES, 0, "seen"), ..., "key 'seen' is missing"),
+        ((*RULES, 0, "how"), ..., "key 'how' is missing"),
+        ((*RULES, 0, "how"), "guessed", "how of ffn_linear must be read or run, not 'guessed'"),
         ((*RULES, 1, "value"), 0, "must be a whole number of at least 1, not 0"),
         ((*RULES, 1), VALID["engines"][0]["rules"][0], "toy refuses ffn_linear in 2 rules"),
     ],
@@ -279,3 +305,11 @@ def test_the_file_says_where_each_rule_was_seen():
         for one in rules.rules:
             assert one.seen == "not verified" or len(one.seen.split(", ")) == 3, one.seen
             assert not one.reason.endswith(".")
+
+
+def test_versions_are_plain():
+    """How a rule was found stands beside its version, not in it."""
+    for rules in list_engine_rules():
+        for one in rules.rules:
+            assert re.fullmatch(r"(llama-cpp-python )?\d+\.\d+\.\d+|commit [0-9a-f]{8}", one.version), one.version
+        assert len({one.version for one in rules.rules}) <= 1, f"{rules.engine} was read at different versions"

@@ -16,6 +16,7 @@ from puzzlebench.files import locked  # noqa: E402
 from puzzlebench.measuring.run_directory import RunDirectory  # noqa: E402
 from puzzlebench.model.memory import kv_cache_bytes, model_weight_bytes  # noqa: E402
 from puzzlebench.model.space import space_around  # noqa: E402
+from puzzlebench.parent.fingerprint import checkpoint_fingerprint  # noqa: E402
 from puzzlebench.parent.open import find_parent, load_tokenizer  # noqa: E402
 from puzzlebench.profiling.cost_table import write_cost_table  # noqa: E402
 from puzzlebench.profiling.profile import Grid, build_cost_table  # noqa: E402
@@ -95,6 +96,8 @@ def test_what_is_in_the_result(job, in_process):
         for name in ("prefill_ms", "tpot_ms", "generate_ms", "generated_tokens_per_s"):
             assert 0 < one[name]["low"] <= one[name]["value"] <= one[name]["high"]
         assert one["generated_tokens_per_s"]["value"] == pytest.approx(2 * 6 / one["generate_ms"]["value"] * 1e3)
+    for one, (_, folder) in zip(result["models"], job.models, strict=True):
+        assert one["fingerprint"] == checkpoint_fingerprint(folder)
     assert set(result["speed_ups"][0]) == {"model", *PHASES}
     assert result["scenario"] == {"batch_size": 2, "prefill_len": 9, "decode_len": 6}
     assert result["rounds"] == 6

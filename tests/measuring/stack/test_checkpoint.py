@@ -202,7 +202,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, make_stack_spec, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint, "_values", fail)
-    with pytest.raises(ValueError, match="cannot write .*model: no space left"):
+    with pytest.raises(ValueError, match=r"cannot write .*model: no space left"):
         write_checkpoint(make_stack_spec(1), stack(BLOCK), tmp_path / "deep" / "model")
     assert not list((tmp_path / "deep").iterdir())
 
