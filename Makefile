@@ -18,7 +18,7 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types imports format bench clean
+.PHONY: help run test lint types imports format engines bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ imports: $(DEV) ## Which package may import which
 format: $(DEV) ## Format, and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+engines: $(DEV) ## Exported models in other engines (see docs/engines.md: where their interpreters are)
+	$(BIN)/python -m pytest tests/engines -m engines
 
 bench: $(DEV) ## Time our own code
 	$(BIN)/python -m pytest benchmarks --benchmark-only

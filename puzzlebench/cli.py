@@ -15,6 +15,7 @@ import puzzlebench
 from puzzlebench.cli_ablate import ablate_command, add_ablate
 from puzzlebench.cli_distil import add_distil, distil_command
 from puzzlebench.cli_eval import add_eval, eval_command
+from puzzlebench.cli_export import add_export, add_import, export_command, import_command
 from puzzlebench.cli_library import (
     add_library,
     add_parent,
@@ -37,6 +38,7 @@ from puzzlebench.cli_options import INFEASIBLE, read_json, whole_numbers
 from puzzlebench.cli_run import add_run, run_command
 from puzzlebench.cli_search import add_pareto, add_search, pareto_command, search_command
 from puzzlebench.cli_speed import add_speed, speed_command
+from puzzlebench.cli_verify import add_verify, verify_command
 
 if TYPE_CHECKING:
     from puzzlebench.model.blocks import Architecture
@@ -275,6 +277,29 @@ def _add_blocks(commands: Commands) -> None:
             "measured speed of a child beside its parent",
             "Time prefill, decode and generation of checkpoints in turn, in fresh processes, beside the prediction of "
             "a cost table.",
+        ),
+        (
+            "export",
+            add_export,
+            export_command,
+            "write a child for the engines that will serve it",
+            "A complete directory in a format that stock engines load (decilm, hf or gguf), with a model card; refused "
+            "where the engine would not load a layer.",
+        ),
+        (
+            "import",
+            add_import,
+            import_command,
+            "make a child of a released heterogeneous model",
+            "Read a decilm, hf or gguf checkpoint and write one that can be costed, evaluated and distilled further.",
+        ),
+        (
+            "verify",
+            add_verify,
+            verify_command,
+            "does an engine answer as puzzlebench does",
+            "Compare greedy tokens and log-probabilities of an exported model in an engine with those of the child. "
+            "Exit codes: 0 they agree, 1 they differ, 2 something is wrong with the input.",
         ),
         (
             "run",

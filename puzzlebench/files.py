@@ -6,9 +6,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from puzzlebench.errors import first_line
 
 
 def check_file(path: Path) -> None:
@@ -40,6 +43,36 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """Where to write in a `with`, what then appears as a folder `path`; after an error or an interrupt nothing is left.
+
+    Args:
+        failures: errors of the writers that mean that the disk is full, besides OSError.
+
+    Raises:
+        ValueError: `path` exists, or cannot be written, or the disk is full.
+    """
+    meant: tuple[type[Exception], ...] = (OSError, *failures)
+    if path.exists():
+        raise ValueError(f"{path} exists; give a new folder")
+    make_folder(path.parent)
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise ValueError(f"cannot write to {path.parent}: {error.strerror}") from None
+    try:
+        yield partial
+        for file in partial.rglob("*"):  # safetensors' files and mkdtemp's folders are for their owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        partial.chmod(0o755)
+        partial.rename(path)
+    except meant as error:
+        raise ValueError(f"cannot write {path}: {first_line(error)}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

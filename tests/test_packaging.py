@@ -26,6 +26,8 @@ DATA = (
     "puzzlebench/model/data/*.json",
     "puzzlebench/profiling/data/*.json",
     "puzzlebench/distillation/configs/*.yaml",
+    "puzzlebench/exporting/*.yaml",
+    "puzzlebench/exporting/templates/*.py.in",
     "puzzlebench/reporting/*.css",
     "puzzlebench/reporting/*.js",
     "puzzlebench_profiles/gpus/*.yaml",
@@ -132,6 +134,7 @@ def test_command_is_declared(wheel: Path) -> None:
     entry_points = configparser.ConfigParser()
     entry_points.read(_dist_info(wheel) / "entry_points.txt")
     assert dict(entry_points["console_scripts"]) == {"puzzlebench": "puzzlebench.cli:main"}
+    assert dict(entry_points["vllm.general_plugins"]) == {"puzzlebench": "puzzlebench.vllm_plugin:register"}
 
 
 def test_core_dependencies_leave_torch_out(wheel: Path) -> None:

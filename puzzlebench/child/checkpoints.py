@@ -7,7 +7,6 @@ since its class lies in the directory.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from puzzlebench.child import modeling_heterogeneous
 from puzzlebench.child.configs import MODELING_FILE, auto_map, check_family
 from puzzlebench.errors import first_line
+from puzzlebench.files import new_folder
 
 
 def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mapping[str, str] | None = None) -> None:
@@ -34,16 +34,8 @@ def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mappin
     """
     from safetensors import SafetensorError
 
-    folder = Path(folder)
     check_family(model.config.model_type)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; a child is written to a new folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder.parent}: {error.strerror}") from None
-    try:
+    with new_folder(Path(folder), SafetensorError) as partial:
         model.config.auto_map = auto_map(model.config.model_type)
         model.save_pretrained(partial)
         shutil.copyfile(modeling_heterogeneous.__file__, partial / MODELING_FILE)
@@ -51,17 +43,6 @@ def save_child(model: Any, folder: Path, tokenizer: Any = None, *, extra: Mappin
             tokenizer.save_pretrained(partial)
         for name, text in (extra or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        for file in partial.iterdir():  # safetensors' files and mkdtemp's folders are for their owner alone
-            if file.is_file():  # tokenizers may write a folder of chat templates
-                file.chmod(0o644)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(f"cannot write {folder}: {first_line(error)}") from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def load_causal_lm(

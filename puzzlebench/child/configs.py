@@ -27,6 +27,8 @@ def read_spec(config: Any) -> ModelSpec:
 
 def check_family(model_type: Any) -> None:
     """Raise ValueError unless there is a class for children of this model_type."""
+    if model_type in ("nemotron-nas", "deci"):
+        raise ValueError(f"model_type {model_type!r} is the decilm format; `puzzlebench import` makes a child of it")
     if model_type not in CLASSES:
         raise ValueError(f"model_type {model_type!r} is not supported; children have {', '.join(CLASSES)}")
 

@@ -70,7 +70,14 @@ class LayerConfig:
     @property
     def per_layer_config(self) -> list[LayerConfig]:
         """What caches are made from: every layer as the whole model is."""
-        return [self] * self.num_hidden_layers
+        return _ByLayer([self] * self.num_hidden_layers)
+
+
+class _ByLayer(list[LayerConfig]):
+    """Layers by number or, as scaled RoPE asks for them, by type."""
+
+    def __getitem__(self, place: Any) -> Any:
+        return super().__getitem__(0 if isinstance(place, str) else place)
 
 
 class _Counted(nn.Module):

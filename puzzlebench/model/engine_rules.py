@@ -1,8 +1,8 @@
 """Which layers stock engines load, as limits a search can hold to.
 
 The rules are data: engine_rules.yaml, with where each was seen. Knows what a spec and a block hold, so what neither
-does is not checked: activations, layers without RoPE (SmolLM3), Granite's multipliers, tokenizers. A block that no rule
-refuses is one of which nothing against it is known.
+does is not checked: activations, kinds of RoPE, tokenizers. A block that no rule refuses is one of which nothing
+against it is known.
 """
 
 import difflib
@@ -33,9 +33,10 @@ RefusalKind: TypeAlias = Literal[
     "mlp_bias",
     "qk_norm",
     "norm_not_before",
-    "head_dim_not_quotient",
+    "family_not_listed",
 ]
-"""What a rule refuses. From `attention_bias` on it is the parent's, refused in each layer that keeps the part."""
+"""What a rule refuses. From `attention_bias` on it is the parent's, refused in each layer that keeps the part; a family
+is refused in every layer."""
 
 _VALUED: tuple[RefusalKind, ...] = ("ffn_width_not_multiple",)
 
@@ -46,6 +47,7 @@ class EngineRule:
 
     Attributes:
         value: the multiple of `ffn_width_not_multiple`; None for every other kind.
+        families: the model_types that `family_not_listed` does not refuse; None for every other kind.
         reason: one plain sentence.
         version: of the engine, where it was seen.
         seen: repository, path and symbol, or "not verified".
@@ -56,6 +58,7 @@ class EngineRule:
     reason: str
     version: str
     seen: str
+    families: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
@@ -67,6 +70,12 @@ class EngineRule:
             require_positive_int(f"value of {self.refuses}", self.value)
         elif self.value is not None:
             raise ValueError(f"{self.refuses} takes no value, not {self.value!r}")
+        if self.refuses == "family_not_listed" and not self.families:
+            raise ValueError(f"{self.refuses} needs families, not {self.families!r}")
+        if self.refuses != "family_not_listed" and self.families is not None:
+            raise ValueError(f"families go with family_not_listed alone; {self.refuses} has {self.families!r}")
+        for family in self.families or ():
+            _require_line(f"a family of {self.refuses}", family)
         for field in ("reason", "version", "seen"):
             _require_line(f"{field} of {self.refuses}", getattr(self, field))
 
@@ -177,8 +186,9 @@ def _refused(rule: EngineRule, spec: ModelSpec, layer: int, block: Block) -> boo
             return isinstance(attention, GQA) and spec.qk_norm != "none"
         case "norm_not_before":  # a linear keeps the norms of the sub-block it replaces; a no-op has none
             return spec.norm_placement != "pre" and not (isinstance(attention, NoOp) and isinstance(ffn, NoOp))
-        case "head_dim_not_quotient":
-            return isinstance(attention, GQA) and spec.head_dim * spec.num_attention_heads != spec.hidden_size
+        case "family_not_listed":
+            assert rule.families is not None
+            return spec.model_type not in rule.families
 
 
 def _parse_engine_rules(data: object) -> tuple[EngineRules, ...]:
@@ -212,7 +222,7 @@ def _parse_engine(where: str, data: object) -> EngineRules:
 
 
 def _parse_rule(where: str, data: object) -> EngineRule:
-    fields = _require_keys(where, data, {"refuses", "reason", "version", "seen"}, optional={"value"})
+    fields = _require_keys(where, data, {"refuses", "reason", "version", "seen"}, optional={"value", "families"})
     try:
         return EngineRule(
             refuses=cast("RefusalKind", fields["refuses"]),
@@ -220,6 +230,7 @@ def _parse_rule(where: str, data: object) -> EngineRule:
             reason=fields["reason"],
             version=fields["version"],
             seen=fields["seen"],
+            families=tuple(_require_list(f"{where}: families", fields["families"])) if "families" in fields else None,
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

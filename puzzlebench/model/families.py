@@ -18,13 +18,14 @@ class Family:
     Attributes:
         defaults: values of absent keys; None for num_key_value_heads means num_attention_heads, None for head_dim
             means hidden_size // num_attention_heads.
-        attention_bias: "config" reads attention_bias, which covers q, k, v and o; "qkv" is always a bias on q, k, v.
+        attention_bias: "config" reads attention_bias, which covers q, k, v and o; "qkv" is always a bias on q, k, v;
+            "qkv_bias" is "config", with qkv_bias, where it is stated, for q, k and v.
         mlp_bias: "config" reads mlp_bias.
         windows: how the sliding windows of the layers follow from the config, see `windows`.
     """
 
     defaults: Mapping[str, Any]
-    attention_bias: Literal["config", "qkv", "none"] = "config"
+    attention_bias: Literal["config", "qkv", "qkv_bias", "none"] = "config"
     mlp_bias: Literal["config", "none"] = "none"
     qk_norm: QKNorm = "none"
     norm_placement: NormPlacement = "pre"
@@ -104,7 +105,7 @@ _GEMMA2 = _defaults(
     attention_bias=False,
     sliding_window=4096,
 )
-_DECILM = Family(defaults=_LLAMA, mlp_bias="config")
+_DECILM = Family(defaults=_LLAMA, attention_bias="qkv_bias", mlp_bias="config")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(defaults=_LLAMA, mlp_bias="config"),

@@ -110,7 +110,10 @@ def _spec(
                 "and the config states no head_dim"
             )
         head_dim = values["hidden_size"] // heads
-    bias = family.attention_bias == "config" and _flag(values, "attention_bias")
+    bias = family.attention_bias in ("config", "qkv_bias") and _flag(values, "attention_bias")
+    qkv_bias = bias or family.attention_bias == "qkv"
+    if family.attention_bias == "qkv_bias" and values.get("qkv_bias") is not None:
+        qkv_bias = _flag(values, "qkv_bias")
     return ModelSpec(
         name=name,
         model_type=model_type,
@@ -123,7 +126,7 @@ def _spec(
         vocab_size=values["vocab_size"],
         max_position_embeddings=values["max_position_embeddings"],
         tie_word_embeddings=_flag(values, "tie_word_embeddings"),
-        qkv_bias=bias or family.attention_bias == "qkv",
+        qkv_bias=qkv_bias,
         attention_output_bias=bias,
         mlp_bias=family.mlp_bias == "config" and _flag(values, "mlp_bias"),
         qk_norm=family.qk_norm,

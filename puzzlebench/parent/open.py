@@ -120,6 +120,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    patterns += ["README.md", "LICENSE*", "NOTICE*", "*USE_POLICY*"]  # what an exported child has to carry on
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
     except GatedRepoError:

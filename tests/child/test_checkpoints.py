@@ -155,7 +155,7 @@ def test_a_folder_appears_whole_or_not_at_all(llama_child, tmp_path):
     with pytest.raises(ValueError, match=r"cannot write .*other: disk full"):
         save_child(child, tmp_path / "other", Broken())
     assert sorted(path.name for path in tmp_path.iterdir() if "modules" not in path.name) == ["child"]
-    with pytest.raises(ValueError, match="child exists; a child is written to a new folder"):
+    with pytest.raises(ValueError, match="child exists; give a new folder"):
         save_child(child, folder)
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 import transformers
 
-from puzzlebench.child.configs import child_config, per_layer_config, read_spec
+from puzzlebench.child.configs import check_family, child_config, per_layer_config, read_spec
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP, Linear, NoOp
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.spec import parent_architecture
@@ -97,6 +97,8 @@ def test_windows_that_are_not_possible(family, windows, message):
 
 def test_parents_that_are_not_possible():
 
+    with pytest.raises(ValueError, match="'nemotron-nas' is the decilm format; `puzzlebench import` makes a child"):
+        check_family("nemotron-nas")
     with pytest.raises(ValueError, match="model_type 'bert' is not supported; children have gemma, gemma2"):
         read_spec(transformers.BertConfig())
     parent = make_parent("llama").config

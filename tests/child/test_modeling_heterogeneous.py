@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from puzzlebench.child.building import build_child
+from puzzlebench.child.checkpoints import load_causal_lm, save_child
 from puzzlebench.child.configs import child_config, read_spec
 from puzzlebench.child.modeling_heterogeneous import CLASSES, MODULES, half_norms, heterogeneous_class, take_half
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP, Linear, NoOp
@@ -154,6 +155,23 @@ def test_a_static_cache_filled_in_pieces():
 
 def stated_layers(model):
     return (model.config.to_dict().get("per_layer_config") or {}).values()
+
+
+def test_a_gemma_3_whose_full_layers_have_scaled_rope_runs_and_loads(tmp_path):
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    if hasattr(make_parent("gemma3_text").config, "rope_parameters"):
+        local = {"rope_type": "default", "rope_theta": 1e4}
+        changes = {"rope_parameters": {"full_attention": scaled, "sliding_attention": local}}
+    else:
+        changes = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    parent = make_parent("gemma3_text", **changes)
+    child = build_child(parent, read_spec(parent.config), parent_architecture(read_spec(parent.config)), {})
+    assert torch.equal(child(tokens()).logits, parent(tokens()).logits)
+    narrower = attention_windows(read_spec(parent.config), (3, 6, None, 2))
+    changed = build_child(parent, read_spec(parent.config), narrower, {})
+    assert not torch.equal(changed(tokens()).logits, parent(tokens()).logits)
+    save_child(changed, tmp_path / "child")
+    assert torch.equal(load_causal_lm(tmp_path / "child")(tokens()).logits, changed(tokens()).logits)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

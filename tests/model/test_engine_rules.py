@@ -17,11 +17,14 @@ from puzzlebench.model.engine_rules import (
 )
 from puzzlebench.model.spec import parent_architecture
 
-ENGINES = ("vllm", "tensorrt_llm", "sglang", "llama_cpp", "transformers")
+ENGINES = ("vllm", "vllm_puzzlebench", "tensorrt_llm", "sglang", "llama_cpp", "transformers")
 
 
 def rule(refuses, value=None):
-    return EngineRule(refuses=refuses, value=value, reason="because", version="1.0", seen="not verified")
+    families = ("llama", "qwen2") if refuses == "family_not_listed" else None
+    return EngineRule(
+        refuses=refuses, value=value, families=families, reason="because", version="1.0", seen="not verified"
+    )
 
 
 # kind, changes to the spec, (layer, block) refused, (layer, block) loaded. The spec: 4 layers, gqa_4+mlp_512.
@@ -75,8 +78,8 @@ CASES = [
     ),
     ("norm_not_before", {"norm_placement": "both"}, [(0, "no_op+mlp_512")], []),
     ("norm_not_before", {}, [], [(0, "gqa_4+mlp_512")]),
-    ("head_dim_not_quotient", {"head_dim": 32}, [(0, "gqa_4+no_op")], [(0, "linear+mlp_512"), (0, "no_op+mlp_512")]),
-    ("head_dim_not_quotient", {}, [], [(0, "gqa_4+mlp_512")]),
+    ("family_not_listed", {"model_type": "granite"}, [(0, "gqa_4+mlp_512"), (1, "no_op+no_op")], []),
+    ("family_not_listed", {}, [], [(0, "gqa_4+mlp_512")]),
 ]
 
 
@@ -93,7 +96,8 @@ def test_each_kind_refuses_what_it_says_and_nothing_else(make_spec, kind, change
 
 def test_every_kind_is_tested_and_used():
     assert {kind for kind, _, refused, _ in CASES if refused} == set(get_args(RefusalKind))
-    assert {rule.refuses for rules in list_engine_rules() for rule in rules.rules} == set(get_args(RefusalKind))
+    used = {rule.refuses for rules in list_engine_rules() for rule in rules.rules}
+    assert used == set(get_args(RefusalKind))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -113,9 +117,9 @@ def test_a_plain_parent_loads_everywhere(make_spec, engine):
         (1, "gqa_4+no_op", {"llama_cpp"}),
         (1, "linear+no_op", {"vllm", "sglang", "llama_cpp"}),
         (1, "no_op+no_op", set()),
-        (1, "gqa_4+mlp_384", {"vllm", "tensorrt_llm", "sglang", "llama_cpp"}),
+        (1, "gqa_4+mlp_384", {"tensorrt_llm", "sglang"}),
         (1, "gqa_4_w64+mlp_512", {"vllm", "tensorrt_llm", "sglang", "llama_cpp"}),
-        (0, "no_op+mlp_512", {"vllm"}),
+        (0, "no_op+mlp_512", {"vllm", "llama_cpp"}),
         (3, "no_op+no_op", {"llama_cpp"}),
     ],
 )
@@ -130,10 +134,12 @@ def test_engines_differ_in_what_they_load(make_spec, layer, name, refusing):
     ("changes", "refusing"),
     [
         ({"qk_norm": "per_head"}, {"vllm", "tensorrt_llm", "sglang", "llama_cpp"}),
-        ({"norm_placement": "both"}, {"vllm", "tensorrt_llm", "sglang", "llama_cpp"}),
+        ({"norm_placement": "both"}, {"vllm", "vllm_puzzlebench", "tensorrt_llm", "sglang", "llama_cpp"}),
+        ({"model_type": "granite"}, {"vllm", "vllm_puzzlebench", "tensorrt_llm", "sglang", "llama_cpp"}),
+        ({"model_type": "phi3"}, {"vllm_puzzlebench"}),
         ({"qkv_bias": True}, {"tensorrt_llm"}),
         ({"mlp_bias": True}, {"tensorrt_llm", "sglang"}),
-        ({"head_dim": 32}, {"llama_cpp"}),
+        ({"head_dim": 32}, set()),
     ],
 )
 def test_engines_differ_in_the_parents_they_load(make_spec, changes, refusing):
@@ -173,10 +179,13 @@ def test_names_aliases_and_case():
     assert tuple(rules.engine for rules in list_engine_rules()) == ENGINES
     assert load_engine_rules("TRTLLM") is load_engine_rules("tensorrt_llm")
     assert load_engine_rules("llama.cpp") is load_engine_rules("Llama_CPP")
+    assert load_engine_rules("vLLM+puzzlebench") is load_engine_rules("vllm_puzzlebench")
 
 
 def test_unknown_names_are_answered_with_known_ones():
-    with pytest.raises(ValueError, match=r"no engine is named 'vlm'; did you mean vllm.*known are vllm, tensorrt_llm"):
+    with pytest.raises(
+        ValueError, match=r"no engine is named 'vlm'; did you mean vllm.*known are vllm, vllm_puzzlebench, tensorrt_llm"
+    ):
         load_engine_rules("vlm")
     with pytest.raises(ValueError, match=r"no engine is named 'onnx'; known are vllm, .*transformers"):
         load_engine_rules("onnx")
@@ -245,6 +254,8 @@ RULES = ("engines", 0, "rules")
         ((*RULES, 0, "refuses"), ["ffn_linear"], "is not known"),
         ((*RULES, 0, "refuses"), "ffn_width_not_multiple", "must be a whole number of at least 1, not None"),
         ((*RULES, 0, "value"), 256, "ffn_linear takes no value, not 256"),
+        ((*RULES, 0, "families"), ["llama"], "families go with family_not_listed alone; ffn_linear has"),
+        ((*RULES, 0, "refuses"), "family_not_listed", "family_not_listed needs families"),
         ((*RULES, 0, "reason"), "two\nlines", "reason of ffn_linear must be one line of text"),
         ((*RULES, 0, "reason"), " ", "reason of ffn_linear must be one line of text"),
         ((*RULES, 0, "version"), 1.0, "version of ffn_linear must be one line of text, not 1.0"),

@@ -180,6 +180,20 @@ def decilm(*blocks, **changes):
 QUIET = {"num_sink_tokens": None, "unshifted_sink": False, "sparsify": None, "replace_with_linear": False}
 
 
+@pytest.mark.parametrize(
+    ("changes", "biases"),
+    [
+        ({}, (False, False)),
+        ({"qkv_bias": True}, (True, False)),
+        ({"attention_bias": True}, (True, True)),
+        ({"attention_bias": True, "qkv_bias": False}, (False, True)),
+    ],
+)
+def test_biases_of_decilm(changes, biases):
+    spec, _ = decilm({"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 5.25}}, **changes)
+    assert (spec.qkv_bias, spec.attention_output_bias) == biases
+
+
 def test_block_configs_of_decilm():
     spec, architecture = decilm(
         {"attention": {"n_heads_in_group": 8, "no_op": False, **QUIET}, "ffn": {"ffn_mult": 5.25, "no_op": False}},

@@ -67,8 +67,9 @@ def test_a_bundled_model_is_downloaded_under_its_name_on_the_hub(monkeypatch, fo
     row = next(row for row in list_models() if row.hub_id is not None)
     asked = []
 
-    def download(name, **_kwargs):
+    def download(name, *, allow_patterns, **_kwargs):
         asked.append(name)
+        assert {"*.safetensors", "README.md", "LICENSE*", "NOTICE*"} <= set(allow_patterns)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)

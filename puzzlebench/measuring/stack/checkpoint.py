@@ -9,15 +9,14 @@ tokenizer: engines are given token ids.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.layouts import CONFIG_CLASS_FILE, Layout, checkpoint_config
 from puzzlebench.measuring.stack.read import config_class_source
 from puzzlebench.model.blocks import Architecture, Linear, SubBlock
@@ -38,11 +37,6 @@ class TensorPlan:
     shape: tuple[int, ...]
     mean: float
     std: float
-
-    @property
-    def elements(self) -> int:
-        """How many values."""
-        return torch.Size(self.shape).numel()
 
 
 def write_checkpoint(
@@ -67,6 +61,8 @@ def write_checkpoint(
     Raises:
         ValueError: the folder exists, or the layout or the dtype cannot say what is asked.
     """
+    from safetensors import SafetensorError
+
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; use {', '.join(DTYPES)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -75,21 +71,12 @@ def write_checkpoint(
         require_positive_int("vocab_size", vocab_size)
         spec = replace(spec, vocab_size=vocab_size)
     config = checkpoint_config(spec, architecture, dtype=dtype, layout=layout)
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; a checkpoint is written to a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with new_folder(Path(folder), SafetensorError) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if layout == "decilm":
             (partial / CONFIG_CLASS_FILE).write_text(config_class_source(), encoding="utf-8")
-        _write_tensors(tuple(plan_tensors(spec, architecture)), partial, DTYPES[dtype], seed)
-        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        drawn = ((plan.name, _values(plan, DTYPES[dtype], seed)) for plan in plan_tensors(spec, architecture))
+        write_shards(drawn, partial, SHARD_BYTES)
 
 
 def plan_tensors(spec: ModelSpec, architecture: Architecture) -> Iterator[TensorPlan]:
@@ -121,26 +108,42 @@ def _norm(name: str, width: int) -> TensorPlan:
     return TensorPlan(name=name, shape=(width,), mean=1.0, std=0.1)
 
 
-def _write_tensors(plans: tuple[TensorPlan, ...], folder: Path, dtype: torch.dtype, seed: int) -> None:
+def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int) -> int:
+    """Write tensors in their order to safetensors files and an index; the bytes of all of them come back.
+
+    One file is in memory at a time: tensors go to the next one before this would hold more than `shard_bytes`.
+    """
     from safetensors.torch import save_file
 
-    shards: list[list[TensorPlan]] = [[]]
-    held = 0
-    for plan in plans:
-        size = plan.elements * dtype.itemsize
-        if shards[-1] and held + size > SHARD_BYTES:
-            shards.append([])
-            held = 0
-        shards[-1].append(plan)
-        held += size
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({plan.name: _values(plan, dtype, seed) for plan in shard}, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys((plan.name for plan in shard), file)
-    total = sum(plan.elements for plan in plans) * dtype.itemsize
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    parts: list[Path] = []
+    held: dict[str, torch.Tensor] = {}
+    places: dict[str, int] = {}
+    size = total = 0
+
+    def write() -> None:
+        parts.append(folder / f".{len(parts)}.part")
+        save_file(held, parts[-1], metadata={"format": "pt"})
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > shard_bytes:
+            write()
+            size = 0
+        held[name] = tensor.contiguous()
+        places[name] = len(parts)
+        size += tensor.nbytes
+        total += tensor.nbytes
+    write()
+    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    for part, name in zip(parts, names, strict=True):
+        part.chmod(0o644)  # safetensors' files are for their owner alone
+        part.rename(folder / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: names[place] for name, place in places.items()},
+    }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return total
 
 
 def _values(plan: TensorPlan, dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -3,11 +3,13 @@
 `decilm` is what TensorRT-LLM and vLLM load for layers that differ (model_type nemotron-nas, class DeciLMForCausalLM),
 `llama` what everything loads for layers that do not. Read for it: `tensorrt_llm/_torch/models/modeling_nemotron_nas.py`
 at NVIDIA/TensorRT-LLM commit 4d365368 and `vllm/model_executor/models/nemotron_nas.py` at vllm-project/vllm commit
-00bd1493. Both derive an MLP's width from ffn_mult, and neither looks at a window.
+00bd1493. Both derive an MLP's width from ffn_mult (vLLM reads intermediate_size where there is none), and neither looks
+at a window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from puzzlebench.model.blocks import GQA, Architecture, AttentionSubBlock, FFNSubBlock, GatedMLP, Linear, NoOp
@@ -32,10 +34,37 @@ def checkpoint_config(spec: ModelSpec, architecture: Architecture, *, dtype: str
     check_architecture(spec, architecture)
     _check_expressible(spec, architecture)
     if layout == "decilm":
-        return _shared(spec, dtype) | _decilm(spec, architecture)
+        return _shared(spec, dtype) | decilm_layers(spec, architecture)
     if layout == "llama":
         return _shared(spec, dtype) | _llama(architecture)
     raise ValueError(f"layout {layout!r} is not known; use {', '.join(LAYOUTS)}")
+
+
+def decilm_layers(spec: ModelSpec, architecture: Architecture, *, any_width: bool = False) -> dict[str, Any]:
+    """What a config.json of model_type nemotron-nas says of its layers, and where its config class is.
+
+    Args:
+        any_width: write widths that ffn_mult cannot give as intermediate_size, which vLLM reads and TensorRT-LLM not.
+
+    Raises:
+        ValueError: a layer has a window, or a width that ffn_mult cannot give; the message names the layer.
+    """
+    check_windows(architecture)
+    blocks = []
+    for layer, block in enumerate(architecture.blocks):
+        try:
+            ffn = _ffn(spec, block.ffn, any_width=any_width)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from None
+        blocks.append({"attention": _attention(spec, block.attention), "ffn": ffn})
+    return {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": f"{CONFIG_CLASS_FILE.removesuffix('.py')}.DeciLMConfig"},
+        "block_configs": blocks,
+        "num_key_value_heads": None,  # engines count them per layer
+        "intermediate_size": largest_sizes(architecture).get("intermediate_size", spec.intermediate_size),
+    }
 
 
 def ffn_mult(intermediate_size: int, hidden_size: int) -> float:
@@ -56,6 +85,29 @@ def ffn_mult(intermediate_size: int, hidden_size: int) -> float:
     return multiplier
 
 
+def rope_settings(theta: float, scaling: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """RoPE of a config.json twice: as readers up to transformers 4 look for it, and as those from 5 on do.
+
+    Args:
+        scaling: rope_type and what belongs to it; None is RoPE as it is.
+    """
+    return {
+        "rope_theta": theta,
+        "rope_scaling": dict(scaling) if scaling else None,
+        "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta},
+    }
+
+
+def check_windows(architecture: Architecture) -> None:
+    """Raise ValueError for a layer with a window, which no reader of block_configs looks at."""
+    for layer, block in enumerate(architecture.blocks):
+        if isinstance(block.attention, GQA) and block.attention.sliding_window is not None:
+            raise ValueError(
+                f"layer {layer} has a window of {block.attention.sliding_window} tokens, which engines would pass over "
+                "in this layout; use GQA without a window"
+            )
+
+
 def _shared(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     return {
         "hidden_size": spec.hidden_size,
@@ -69,30 +121,12 @@ def _shared(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         "mlp_bias": False,
         "hidden_act": "silu",
         "rms_norm_eps": _NORM_EPS,
-        "rope_theta": _ROPE_THETA,
+        **rope_settings(_ROPE_THETA),
         "torch_dtype": dtype,
         "use_cache": True,
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 0,
-    }
-
-
-def _decilm(spec: ModelSpec, architecture: Architecture) -> dict[str, Any]:
-    blocks = []
-    for layer, block in enumerate(architecture.blocks):
-        try:
-            blocks.append({"attention": _attention(spec, block.attention), "ffn": _ffn(spec, block.ffn)})
-        except ValueError as error:
-            raise ValueError(f"layer {layer}: {error}") from None
-    largest = largest_sizes(architecture)
-    return {
-        "model_type": "nemotron-nas",
-        "architectures": ["DeciLMForCausalLM"],
-        "auto_map": {"AutoConfig": f"{CONFIG_CLASS_FILE.removesuffix('.py')}.DeciLMConfig"},
-        "block_configs": blocks,
-        "num_key_value_heads": None,  # engines count them per layer
-        "intermediate_size": largest.get("intermediate_size", spec.intermediate_size),
     }
 
 
@@ -105,12 +139,13 @@ def _attention(spec: ModelSpec, sub: AttentionSubBlock) -> dict[str, Any]:
     }
 
 
-def _ffn(spec: ModelSpec, sub: FFNSubBlock) -> dict[str, Any]:
-    return {
-        "ffn_mult": ffn_mult(sub.intermediate_size, spec.hidden_size) if isinstance(sub, GatedMLP) else None,
-        "no_op": isinstance(sub, NoOp),
-        "replace_with_linear": isinstance(sub, Linear),
-    }
+def _ffn(spec: ModelSpec, sub: FFNSubBlock, *, any_width: bool) -> dict[str, Any]:
+    kind = {"no_op": isinstance(sub, NoOp), "replace_with_linear": isinstance(sub, Linear)}
+    if not isinstance(sub, GatedMLP):
+        return {"ffn_mult": None, **kind}
+    if any_width and sub.intermediate_size % DECILM_WIDTH_MULTIPLE:
+        return {"intermediate_size": sub.intermediate_size, **kind}
+    return {"ffn_mult": ffn_mult(sub.intermediate_size, spec.hidden_size), **kind}
 
 
 def _llama(architecture: Architecture) -> dict[str, Any]:
@@ -135,9 +170,4 @@ def _check_expressible(spec: ModelSpec, architecture: Architecture) -> None:
         has = f"norms placed {spec.norm_placement!r}"
     if has:
         raise ValueError(f"{spec.name} has {has}; a stack of blocks is written as Llama's, with none, normed before")
-    for layer, block in enumerate(architecture.blocks):
-        if isinstance(block.attention, GQA) and block.attention.sliding_window is not None:
-            raise ValueError(
-                f"layer {layer} has a window of {block.attention.sliding_window} tokens, which engines would pass over "
-                "in this layout; use GQA without a window"
-            )
+    check_windows(architecture)
