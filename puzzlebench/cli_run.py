@@ -101,6 +101,8 @@ def _print_plan(recipe: RunRecipe, planned: list[Planned], folder: Path) -> None
 
 
 def _print_summary(facts: dict[str, Any], folder: Path) -> None:
+    from puzzlebench.render_speed import changed_machine
+
     if solution := facts["solution"]:
         share = solution["parameters"] / solution["parent_parameters"]
         print(f"{folder}/distilled: {solution['parameters']:,} parameters, {share:.1%} of {solution['parent']}'s")
@@ -113,6 +115,8 @@ def _print_summary(facts: dict[str, Any], folder: Path) -> None:
             if predicted:
                 line += f"; predicted {predicted[phase]:.2f}, off by {predicted['error'][phase]:+.1%}"
             print(line)
+        if changed := changed_machine(speed):
+            print(changed)
     for when in ("before", "after"):
         if kept := facts[when]:
             overall = kept["overall"]

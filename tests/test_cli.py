@@ -1,6 +1,8 @@
 """The command line: what it prints, and that bad input is one line on stderr, exit code 2 and no file."""
 
 import json
+import os
+import signal
 
 import pandas as pd
 import pytest
@@ -285,6 +287,17 @@ def test_an_interrupt_is_one_line_too(capsys, monkeypatch):
     monkeypatch.setattr("puzzlebench_profiles.kernel_tables.list_kernel_tables", stop)
     assert main(["gpus"]) == 130
     assert capsys.readouterr().err == "puzzlebench: interrupted\n"
+
+
+def test_a_termination_is_an_interrupt(capsys, monkeypatch):
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("puzzlebench_profiles.kernel_tables.list_kernel_tables", stop)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["gpus"]) == 130
+    assert capsys.readouterr().err == "puzzlebench: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_debug_variable_keeps_the_traceback(monkeypatch):

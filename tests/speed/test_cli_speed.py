@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from puzzlebench import cli_speed
 from puzzlebench.cli_speed import add_speed, speed_command
-from puzzlebench.render_speed import print_speed
+from puzzlebench.render_speed import changed_machine, print_speed
 from puzzlebench.speed import job as jobs
 
 
@@ -150,6 +150,23 @@ def test_predictions_and_their_errors_are_printed(capsys):
     ):
         assert words in text, words
     assert "parent goes through" not in text
+    assert "itself takes" not in text  # of another device, no wonder
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(0.9, "parent itself takes 11% longer than its table says"), (1.2, "takes 17% less than"), (1.04, None)],
+)
+def test_a_parent_that_is_not_as_fast_as_its_table_is_said(factor, words):
+    predicted = [
+        {key: interval(factor * value["value"]) if isinstance(value, dict) else value for key, value in one.items()}
+        for one in RESULT["models"]
+    ]
+    costs = {"engine": "torch", "same_device": True, "same_precision": True}
+    found = changed_machine(RESULT | {"predictions": predicted, "costs": costs})
+    assert found is None if words is None else words in found
+    assert changed_machine(RESULT | {"predictions": predicted, "costs": costs | {"same_device": False}}) is None
+    assert changed_machine(RESULT) is None
 
 
 def test_a_child_that_is_not_there(pair, tmp_path):
