@@ -162,8 +162,8 @@ def _add_regression(commands: Commands) -> None:
             add_gate,
             gate_command,
             "did a revision make anything slower",
-            "Measure two revisions of the code in turn, in fresh processes on this machine; what would fail is measured "
-            f"again first. {EXIT_CODES}",
+            "Measure two revisions of the code in turn, in fresh processes on this machine; what would fail is "
+            f"measured again first. {EXIT_CODES}",
         ),
         (
             "history",
