@@ -16,6 +16,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import puzzlebench
 from puzzlebench.cli_ablate import ablate_command, add_ablate
+from puzzlebench.cli_bench import (
+    EXIT_CODES,
+    add_bench,
+    add_compare,
+    add_gate,
+    add_history,
+    bench_command,
+    compare_command,
+    gate_command,
+    history_command,
+)
 from puzzlebench.cli_distil import add_distil, distil_command
 from puzzlebench.cli_eval import add_eval, eval_command
 from puzzlebench.cli_export import add_export, add_import, export_command, import_command
@@ -116,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_estimate(commands)
     _add_search(commands)
     _add_blocks(commands)
+    _add_regression(commands)
     _add_validate(commands)
     _add_campaign(commands)
     _add_stack(commands)
@@ -127,6 +139,44 @@ def build_parser() -> argparse.ArgumentParser:
         _add_json(command)
         command.set_defaults(run=run)
     return parser
+
+
+def _add_regression(commands: Commands) -> None:
+    for name, add, run, text, description in (
+        (
+            "bench",
+            add_bench,
+            bench_command,
+            "time the suite of benchmarks",
+            "Blocks, kernels, searches and stages of the pipeline, each timed in several fresh processes.",
+        ),
+        (
+            "compare",
+            add_compare,
+            compare_command,
+            "two results: faster, slower, the same, or not to be told",
+            f"Compare two cost tables or benchmark results, cell by cell and as a whole. {EXIT_CODES}",
+        ),
+        (
+            "gate",
+            add_gate,
+            gate_command,
+            "did a revision make anything slower",
+            "Measure two revisions of the code in turn, in fresh processes on this machine; what would fail is "
+            f"measured again first. {EXIT_CODES}",
+        ),
+        (
+            "history",
+            add_history,
+            history_command,
+            "a series of results, and where a cell changed",
+            "Keep results as plain files and find the points where cells changed.",
+        ),
+    ):
+        command = commands.add_parser(name, help=text, description=description)
+        add(command)
+        _add_json(command)
+        command.set_defaults(run=run)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

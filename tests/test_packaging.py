@@ -27,6 +27,8 @@ DATA = (
     "puzzlebench/profiling/data/*.json",
     "puzzlebench/distillation/configs/*.yaml",
     "puzzlebench/exporting/*.yaml",
+    "puzzlebench/gating/data/*.json",
+    "puzzlebench/gating/data/*.yaml",
     "puzzlebench/exporting/templates/*.py.in",
     "puzzlebench/reporting/*.css",
     "puzzlebench/reporting/*.js",

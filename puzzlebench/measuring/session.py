@@ -11,7 +11,6 @@ import contextlib
 import gc
 import json
 import os
-import random
 import sys
 import time
 import traceback
@@ -30,6 +29,7 @@ from puzzlebench.measuring.engines import Engine, Prepared, open_engine
 from puzzlebench.measuring.memory_probe import Probe, probe_memory
 from puzzlebench.measuring.plan import Plan, Planned, bytes_of_run
 from puzzlebench.measuring.results import set_aside
+from puzzlebench.measuring.rounds import shuffled_rounds, visit
 from puzzlebench.measuring.run_directory import WORKLOAD_COLUMNS, RunDirectory, workload_columns, workload_from_key
 from puzzlebench.measuring.sensors import Reading, Sensor, open_sensor
 from puzzlebench.measuring.statistics import relative_width
@@ -37,7 +37,6 @@ from puzzlebench.measuring.stopwatch import CacheState, Stopwatch, energy_per_la
 from puzzlebench.measuring.workload import MODEL_PART, Workload
 from puzzlebench.model import memory
 
-_BURST = 2
 _LONG_US = 2_000.0
 """A stretch this long is taken once per visit and needs no rewarming."""
 _LONG_MODEL_US = 20_000.0
@@ -201,58 +200,45 @@ def _time_rounds(
     seconds = plan.effort.seconds / plan.effort.sessions
     on_gpu = torch.cuda.is_available() and plan.device != "cpu"
     cold, spent, first_round = _on_disk(run, session, in_place)
-    order = random.Random(session)  # noqa: S311 (an order, not a secret)
     active = [work for work in in_place if not _narrow(cold[work], plan.effort.target_width)]
-    gc.collect()
-    gc.disable()  # a collection inside a sample would be timed
-    started, number = time.perf_counter(), first_round
-    try:
-        while active and (spent + time.perf_counter() - started < seconds or number < _LEAST_ROUNDS):
-            order.shuffle(active)
-            rows: list[dict[str, Any]] = []
-            reading = sensor.read()
-            for work in active:
-                visit = {
-                    **workload_columns(work),
-                    "session": session,
-                    "round": number,
-                    "seconds": spent + time.perf_counter() - started,
-                }
-                long_us = _LONG_MODEL_US if work.part == MODEL_PART else _LONG_US
-                taken = list(_visit(in_place[work], long_us=long_us, with_hot=number % _HOT_EVERY == 0))
-                if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
-                    reading = sensor.read()
-                rows += [{**visit, "cache": cache, "latency_us": us, **reading_columns(reading)} for cache, us in taken]
-                if not set_aside(reading.throttle_reasons):  # those that count towards the interval
-                    cold[work] += [us for cache, us in taken if cache == "cold"]
-            run.write_samples(session, number, rows)
-            number += 1
-            active = [work for work in active if not _narrow(cold[work], plan.effort.target_width)]
-            elapsed = spent + time.perf_counter() - started
-            left = len(active) / max(len(in_place), 1)
-            report({"stage": "timing", "done": max(elapsed / seconds, 1 - left), "total": 1})
-    finally:
-        gc.enable()
+    started = time.perf_counter()
+
+    def goes_on(number: int) -> bool:
+        return spent + time.perf_counter() - started < seconds or number < _LEAST_ROUNDS
+
+    for number, order in shuffled_rounds(active, session, goes_on, first=first_round):
+        rows: list[dict[str, Any]] = []
+        reading = sensor.read()
+        for work in order:
+            place = {
+                **workload_columns(work),
+                "session": session,
+                "round": number,
+                "seconds": spent + time.perf_counter() - started,
+            }
+            long_us = _LONG_MODEL_US if work.part == MODEL_PART else _LONG_US
+            taken = list(_visit(in_place[work], long_us=long_us, with_hot=number % _HOT_EVERY == 0))
+            if on_gpu:  # a look at a CPU's sensors costs more than most visits: there, one a round
+                reading = sensor.read()
+            rows += [{**place, "cache": cache, "latency_us": us, **reading_columns(reading)} for cache, us in taken]
+            if not set_aside(reading.throttle_reasons):  # those that count towards the interval
+                cold[work] += [us for cache, us in taken if cache == "cold"]
+        run.write_samples(session, number, rows)
+        active[:] = [work for work in active if not _narrow(cold[work], plan.effort.target_width)]
+        elapsed = spent + time.perf_counter() - started
+        left = len(active) / max(len(in_place), 1)
+        report({"stage": "timing", "done": max(elapsed / seconds, 1 - left), "total": 1})
     for work in in_place:
         by = "interval" if _narrow(cold[work], plan.effort.target_width) else "time limit"
         run.append_event(session, {"event": "stopped", "workload": workload_columns(work), "by": by})
 
 
 def _visit(stopwatch: Stopwatch, *, long_us: float, with_hot: bool) -> Iterator[tuple[CacheState, float]]:
-    """The samples of one visit: few, because visits far apart say more than samples side by side.
-
-    A short stretch is run once before, unkept, to bring code and branch history back.
-    """
-    before = time.perf_counter_ns()
-    first = stopwatch.sample("cold")
-    is_long = (time.perf_counter_ns() - before) / 1e3 >= long_us
-    if is_long:
-        yield "cold", first
-    else:
-        for _ in range(_BURST):
-            yield "cold", stopwatch.sample("cold")
+    """The samples of one visit."""
+    cold = visit(stopwatch, "cold", long_us=long_us)
+    yield from (("cold", us) for us in cold)
     if with_hot:
-        if not is_long:
+        if len(cold) > 1:  # a short one
             stopwatch.sample("hot")
         yield "hot", stopwatch.sample("hot")
 

@@ -7,8 +7,6 @@ the tokens against transformers' own. Progress goes to stdout as JSON lines. Wha
 from __future__ import annotations
 
 import contextlib
-import gc
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import torch
 
 from puzzlebench.child.checkpoints import load_causal_lm
 from puzzlebench.measuring.device import local_device
+from puzzlebench.measuring.rounds import shuffled_rounds
 from puzzlebench.measuring.run_directory import RunDirectory
 from puzzlebench.measuring.sensors import Sensor, open_sensor
 from puzzlebench.measuring.session import OthersShare, main, reading_columns
@@ -91,31 +90,27 @@ def _time_rounds(
 ) -> None:
     seconds = job["seconds"] / job["sessions"]
     frame = run.samples(session)
-    spent, number = (0.0, 0) if frame.empty else (float(frame["seconds"].max()), run.rounds(session))
+    spent, begun = (0.0, 0) if frame.empty else (float(frame["seconds"].max()), run.rounds(session))
     warm_up = _warms_up(run, session, runners)
-    gc.collect()
-    gc.disable()  # a collection inside a sample would be timed
     started = time.perf_counter()
-    try:
-        while spent + time.perf_counter() - started < seconds or number < _LEAST_ROUNDS:
-            order = sorted(runners)
-            random.Random(f"{session}.{number}").shuffle(order)  # noqa: S311 (an order, not a secret)
-            rows: list[dict[str, Any]] = []
-            reading = sensor.read()
-            for label in order:
-                if warm_up:
-                    runners[label].prefill()
-                timed = runners[label].generate()
-                if on_gpu:
-                    reading = sensor.read()
-                now = spent + time.perf_counter() - started
-                rows += _rows(job, label, timed, session, number, now, reading_columns(reading))
-            run.write_samples(session, number, rows)
-            number += 1
-            done = min((spent + time.perf_counter() - started) / seconds, 1.0)
-            tell({"stage": "timing", "done": _LOADING + (1 - _LOADING) * done, "total": 1})
-    finally:
-        gc.enable()
+
+    def goes_on(number: int) -> bool:
+        return spent + time.perf_counter() - started < seconds or number < _LEAST_ROUNDS
+
+    for number, order in shuffled_rounds(sorted(runners), f"{session}.{begun}", goes_on, first=begun):
+        rows: list[dict[str, Any]] = []
+        reading = sensor.read()
+        for label in order:
+            if warm_up:
+                runners[label].prefill()
+            timed = runners[label].generate()
+            if on_gpu:
+                reading = sensor.read()
+            now = spent + time.perf_counter() - started
+            rows += _rows(job, label, timed, session, number, now, reading_columns(reading))
+        run.write_samples(session, number, rows)
+        done = min((spent + time.perf_counter() - started) / seconds, 1.0)
+        tell({"stage": "timing", "done": _LOADING + (1 - _LOADING) * done, "total": 1})
 
 
 def _warms_up(run: RunDirectory, session: int, runners: dict[str, Runner]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
+from puzzlebench.measuring import rounds  # noqa: E402
 from puzzlebench.measuring import session as module  # noqa: E402
 from puzzlebench.measuring.memory_probe import Probe  # noqa: E402
 from puzzlebench.measuring.plan import Effort, Planned  # noqa: E402
@@ -59,10 +60,11 @@ class Watch:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr(module, "time", found)
+    for one in (module, rounds):
+        monkeypatch.setattr(one, "time", found)
     # A collection with all of pytest and torch in memory takes longer than most tests here.
     lazy = SimpleNamespace(collect=lambda: 0, disable=gc.disable, enable=gc.enable)
-    monkeypatch.setattr(module, "gc", lazy)
+    monkeypatch.setattr(rounds, "gc", lazy)
     return found
 
 

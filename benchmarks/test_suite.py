@@ -1,0 +1,45 @@
+"""The suite of `puzzlebench bench` under pytest-benchmark: `pytest benchmarks/test_suite.py --benchmark-json FILE`.
+
+One process, so its numbers say less than `bench`; several such files in a folder are what `puzzlebench compare` takes
+for sessions. `extra_info` has the cell's name. On a GPU a run is timed with its launch and to its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from puzzlebench.benching.suite import BENCHMARKS, Benchmark, missing
+from puzzlebench.measuring.device import local_device
+
+DEVICE = local_device("local")
+HERE = [one for one in BENCHMARKS if missing(one, DEVICE) is None]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("one", HERE, ids=lambda one: one.name)
+def test_suite(benchmark, one: Benchmark) -> None:
+    work = one.prepare(DEVICE)
+    copies = itertools.cycle(range(work.copies)) if one.cache == "cold" else itertools.repeat(0)
+    benchmark.extra_info["cell"] = one.name
+    benchmark.group = one.group
+
+    def run() -> None:
+        work.run(next(copies))
+        if DEVICE.kind == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark(run)

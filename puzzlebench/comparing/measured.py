@@ -1,0 +1,275 @@
+"""Results to compare, from whichever file: names of cells, their medians in every session, and the machine.
+
+A session is one fresh process. Files without sessions say so: a cost table has intervals that stand for them, one
+pytest-benchmark file is one session (a folder of them is several). Judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from puzzlebench.digest import short_digest
+from puzzlebench.measuring.statistics import median_and_error
+from puzzlebench.profiling.arrays import FloatArray
+
+SCHEMA_VERSION: Final = 1
+Kind: TypeAlias = Literal["bench", "cost_table", "pytest_benchmark"]
+NANOSECONDS: Final = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
+"""The units of time that files may have."""
+_WIDTH: Final = 2 * 1.96  # of a 95 % interval, in standard errors
+_BUSY: Final = 0.1  # share of the processors that others took, above which a session is called disturbed
+_TABLE_KEYS: Final = {
+    "gpu": "device",  # the fingerprint's word; its "gpu" is a group of facts
+    **{key: key for key in ("engine", "engine_version", "weight_dtype", "kv_dtype", "tensor_parallel")},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurements:
+    """One result: C cells in S sessions; lower is better.
+
+    Attributes:
+        cells: C names, "group/what", each once.
+        units: of the medians, one for each cell.
+        medians: (S, C), above 0, NaN where a session lacks a cell.
+        errors: (S, C), standard error of the log of each median from its own session's samples; 0 where unknown.
+        fingerprint: of the machine and what was measured with, as in JSON.
+        revision: the commit, where it is known.
+        created: an ISO date and time, or "".
+        source: where it comes from, for messages.
+        notes: what a reader must know, one sentence each.
+    """
+
+    cells: tuple[str, ...]
+    units: tuple[str, ...]
+    medians: FloatArray
+    errors: FloatArray
+    fingerprint: Mapping[str, Any]
+    kind: Kind
+    revision: str | None = None
+    created: str = ""
+    source: str = "result"
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for the first thing that is wrong."""
+        shape = (len(self.medians), len(self.cells))
+        if not self.cells or not len(self.medians):
+            raise ValueError(f"{self.source}: it has no measured cells")
+        if self.medians.shape != shape or self.errors.shape != shape or len(self.units) != len(self.cells):
+            raise ValueError(f"{self.source}: medians of {self.medians.shape} do not fit {len(self.cells)} cells")
+        if len(set(self.cells)) < len(self.cells):
+            twice = next(name for name in self.cells if self.cells.count(name) > 1)
+            raise ValueError(f"{self.source}: cell {twice!r} stands twice")
+        wrong = ~((self.medians > 0) & np.isfinite(self.medians)) & ~np.isnan(self.medians)
+        if wrong.any():
+            session, cell = (int(places[0]) for places in np.nonzero(wrong))
+            value = float(self.medians[session, cell])
+            raise ValueError(f"{self.source}: {self.cells[cell]} must be finite and above 0, not {value!r}")
+        if not (np.isfinite(self.errors) & (self.errors >= 0)).all():
+            raise ValueError(f"{self.source}: an interval is not finite or the wrong way round")
+
+    @property
+    def sessions(self) -> int | None:
+        """Fresh processes behind every number; None where the file has intervals in their place."""
+        return None if self.kind == "cost_table" else len(self.medians)
+
+
+def read_measurements(path: Path) -> Measurements:
+    """Read a result of `puzzlebench bench`, a cost table, a pytest-benchmark JSON, or a folder of those JSONs.
+
+    Raises:
+        ValueError: the file is missing or none of these, or has a bad value; one line.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        if not files:
+            raise ValueError(f"{path}: no .json files in this folder")
+        return _stack([read_measurements(file) for file in files], source=str(path))
+    if path.suffix == ".parquet":
+        return _cost_table(path)
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such result") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file or a cost table that can be read: {error}") from None
+    if isinstance(stated, dict) and "benchmarks" in stated and "machine_info" in stated:
+        read = _pytest_benchmark
+    elif isinstance(stated, dict) and "sessions" in stated and "fingerprint" in stated:
+        read = _bench
+    else:
+        raise ValueError(f"{path} is neither a result of `puzzlebench bench`, a cost table nor a pytest-benchmark JSON")
+    try:
+        return read(path, stated)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} lacks what its format needs ({type(error).__name__}: {error})") from None
+
+
+def _bench(path: Path, stated: Mapping[str, Any]) -> Measurements:
+    if stated.get("schema_version") != SCHEMA_VERSION:
+        version = stated.get("schema_version")
+        raise ValueError(f"{path} has schema version {version!r}; this version reads {SCHEMA_VERSION}")
+    sessions = [
+        {
+            name: (cell["unit"], float(cell["median"]), _log_error(cell.get("low"), cell.get("high")))
+            for name, cell in session["cells"].items()
+        }
+        for session in stated["sessions"]
+    ]
+    busy = [float(session.get("others_share") or 0) for session in stated["sessions"]]
+    notes = []
+    if max(busy, default=0) > _BUSY:
+        count = sum(share > _BUSY for share in busy)
+        notes.append(
+            f"{path}: others took up to {max(busy):.0%} of the processors ({count} of {len(busy)} sessions disturbed)"
+        )
+    return _of_sessions(
+        sessions,
+        fingerprint=stated["fingerprint"],
+        kind="bench",
+        revision=stated.get("revision"),
+        created=str(stated.get("created", "")),
+        source=str(path),
+        notes=tuple(notes),
+    )
+
+
+def _pytest_benchmark(path: Path, stated: Mapping[str, Any]) -> Measurements:
+    session = {}
+    for one in stated["benchmarks"]:
+        stats = one["stats"]
+        data = np.asarray(stats.get("data") or [], dtype=np.float64)
+        median, error = float(stats["median"]), 0.0
+        if len(data) > 1 and (data > 0).all():
+            median, error = median_and_error(data)
+        elif stats.get("rounds", 0) > 1 and median > 0:  # of a median: 1.25 standard deviations, 1.35 to a range
+            error = 1.2533 * float(stats["iqr"]) / 1.349 / math.sqrt(stats["rounds"]) / median
+        name = (one.get("extra_info") or {}).get("cell") or "_".join(str(one["fullname"]).split())
+        session[str(name)] = ("us", median * 1e6, error)
+    return _of_sessions(
+        [session],
+        fingerprint=_pytest_machine(stated["machine_info"]),
+        kind="pytest_benchmark",
+        revision=(stated.get("commit_info") or {}).get("id"),
+        created=str(stated.get("datetime", "")),
+        source=str(path),
+    )
+
+
+def _pytest_machine(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of pytest-benchmark's machine that the project's own fingerprint has too, under its names."""
+    cpu = machine.get("cpu") or {}
+    return {
+        "python": machine.get("python_version"),
+        "platform": f"{machine.get('system')}-{machine.get('release')}-{machine.get('machine')}",
+        "cpu": {"model": cpu.get("brand_raw") or cpu.get("brand"), "usable_cores": cpu.get("count")},
+    }
+
+
+def _cost_table(path: Path) -> Measurements:
+    from puzzlebench.profiling.cost_table import read_cost_table
+
+    table = read_cost_table(path)
+    frame = table.frame[table.frame["latency_us"] > 0]  # a no-op takes no time, so it has no ratio
+    if frame.empty:
+        raise ValueError(f"{path}: every cell of this cost table is a no-op")
+    settings = {key: frame[key].unique() for key in _TABLE_KEYS}
+    mixed = next((key for key, found in settings.items() if len(found) > 1), None)
+    if mixed is not None:
+        found = ", ".join(map(str, settings[mixed]))
+        raise ValueError(f"{path}: it holds several of {mixed} ({found}); compare tables of one")
+    names = [
+        f"{part}/{sub}.{phase}.b{batch}.n{length}"
+        for part, sub, phase, batch, length in zip(
+            *(frame[key] for key in ("part", "sub_block", "phase", "batch_size", "context_len")), strict=True
+        )
+    ]
+    low, high = (frame[key].to_numpy(np.float64) for key in ("latency_low_us", "latency_high_us"))
+    if (low <= 0).any():
+        raise ValueError(f"{path}: {names[int(np.argmax(low <= 0))]} has an interval that reaches 0")
+    metadata = table.metadata
+    model = metadata.get("model") or {}
+    notes = [f"{path} has no sessions: its own 95 % intervals stand for them"]
+    trust = frame["provenance"].value_counts()
+    if others := ", ".join(f"{count} {name}" for name, count in trust.items() if name != "measured"):
+        notes.append(f"{path}: {others} cells, whose intervals are of a model's error, not of a measurement's")
+    return Measurements(
+        cells=tuple(names),
+        units=("us",) * len(names),
+        medians=frame["latency_us"].to_numpy(np.float64)[None, :],
+        errors=(np.log(high / low) / _WIDTH)[None, :],
+        fingerprint={
+            **(metadata.get("fingerprint") or {}),
+            **{_TABLE_KEYS[key]: str(found[0]) for key, found in settings.items()},
+            "model": f"{model.get('name')} ({short_digest(model)})",
+            "settings": metadata.get("settings") or {},
+        },
+        kind="cost_table",
+        created=str(metadata.get("created", "")),
+        revision=(metadata.get("fingerprint") or {}).get("git_commit"),
+        source=str(path),
+        notes=tuple(notes),
+    )
+
+
+def _log_error(low: object, high: object) -> float:
+    """From a 95 % interval; 0 where there is none."""
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or low <= 0:
+        return 0.0
+    return math.log(high / low) / _WIDTH if high >= low else math.nan
+
+
+def _of_sessions(sessions: Sequence[Mapping[str, tuple[str, float, float]]], **facts: Any) -> Measurements:
+    """From (unit, median, error) by name in each session; cells in the order in which they first appear."""
+    units: dict[str, str] = {}
+    for session in sessions:
+        for name, (unit, _, _) in session.items():
+            if units.setdefault(name, unit) != unit:
+                raise ValueError(f"{facts['source']}: {name} is in {units[name]} and in {unit}")
+    medians = np.full((len(sessions), len(units)), np.nan)
+    errors = np.zeros_like(medians)
+    for row, session in enumerate(sessions):
+        for column, name in enumerate(units):
+            if name in session:
+                _, medians[row, column], errors[row, column] = session[name]
+    return Measurements(
+        cells=tuple(units), units=tuple(map(str, units.values())), medians=medians, errors=errors, **facts
+    )
+
+
+def _stack(results: Sequence[Measurements], source: str) -> Measurements:
+    """Results of one revision on one machine, each a session."""
+    first = results[0]
+    for one in results:
+        if one.kind != "pytest_benchmark":
+            raise ValueError(f"{one.source}: only pytest-benchmark files make a result together; give this one itself")
+        for what, mine, its in (
+            ("machine", first.fingerprint, one.fingerprint),
+            ("commit", first.revision, one.revision),
+        ):
+            if mine != its:
+                raise ValueError(f"{source}: {first.source} and {one.source} are not of one {what}: {mine} and {its}")
+    return _of_sessions(
+        list(_rows(results)),
+        fingerprint=first.fingerprint,
+        kind=first.kind,
+        revision=first.revision,
+        created=first.created,
+        source=source,
+    )
+
+
+def _rows(results: Iterable[Measurements]) -> Iterable[dict[str, tuple[str, float, float]]]:
+    for one in results:
+        yield {
+            name: (unit, float(median), float(error))
+            for name, unit, median, error in zip(one.cells, one.units, one.medians[0], one.errors[0], strict=True)
+        }

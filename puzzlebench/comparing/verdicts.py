@@ -1,0 +1,381 @@
+"""FASTER, SLOWER, SAME or AMBIGUOUS: for every cell of two results, and once for what all cells share.
+
+A cell is SLOWER or FASTER if its ratio differs for certain (Student's t over sessions, Benjamini-Hochberg over cells)
+and by more than a band that nobody minds; SAME if its 95 % interval lies inside the band; else AMBIGUOUS. Samples
+inside a session give no verdict: they do not know what the next process would have seen.
+
+A shift common to all cells is one finding of the suite, not one of each cell. As long as the suite is known to stand
+still, a cell's own ratio is judged. Otherwise its ratio relative to the suite is; in paired sessions its own must be
+beyond the band too, since the machine explains no shift there and a cell that kept its time is not slower because the
+others gained. Two results of different times cannot tell the machine from the code: their common shift is said to be of
+either and does not fail. Their cells wander apart by themselves, so the test there is of a difference beyond the band,
+not of any difference: 5 % may stay AMBIGUOUS where paired sessions find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from puzzlebench.comparing.estimates import LEAST_CELLS, Ratios, interval_ratios, paired_ratios, unpaired_ratios
+from puzzlebench.comparing.fingerprints import check_comparable
+from puzzlebench.comparing.measured import Measurements
+from puzzlebench.estimate import Interval
+from puzzlebench.profiling.arrays import BoolArray, FloatArray
+
+Verdict: TypeAlias = Literal["SLOWER", "FASTER", "SAME", "AMBIGUOUS"]
+VERDICTS: Final[tuple[Verdict, ...]] = ("SLOWER", "FASTER", "AMBIGUOUS", "SAME")
+BAND: Final = 0.02
+RATE: Final = 0.01
+AMBIGUOUS_SHARE: Final = 0.1
+"""Of the cells, above which a strict reader is told that the comparison cannot tell."""
+_MOST_SESSIONS: Final = 200  # beyond, "more sessions" is no advice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellVerdict:
+    """One cell.
+
+    Attributes:
+        base, new: its time in `unit`: the geometric mean of the sessions' medians.
+        ratio: new over base, with its 95 % interval.
+        relative: the same over the suite's ratio; equal to `ratio` where there is no suite.
+        p: of no difference, adjusted for the number of cells (Benjamini-Hochberg); 1 where nothing can be said.
+        sessions: behind it, the fewer of both sides; None where the files' own intervals stand for them.
+        more_sessions: how many more on each side would settle it if it goes on like this; None where it is settled, or
+            no reasonable number would.
+    """
+
+    name: str
+    unit: str
+    base: float
+    new: float
+    ratio: Interval
+    relative: Interval
+    p: float
+    verdict: Verdict
+    sessions: int | None
+    more_sessions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteVerdict:
+    """What all cells share.
+
+    Attributes:
+        ratio: new over base of the typical cell, with the 95 % interval over sessions.
+        p: of no shift.
+        cause: what can explain a shift: "code" in paired sessions, else "machine or code".
+    """
+
+    ratio: Interval
+    p: float
+    verdict: Verdict
+    cause: Literal["code", "machine or code"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Two results beside each other.
+
+    Attributes:
+        cells: those that both have, in NEW's order.
+        suite: None with too few cells to say what they share.
+        relative: cells are judged relative to the suite, which moved or is not known to stand still.
+        paired: sessions ran next to each other.
+        sessions: of BASE and NEW; None where a file's own intervals stand for them.
+        missing, appeared: names that only BASE, and only NEW has.
+        labels: differences of the machines or settings, a line each.
+        notes: what else a reader must know, a line each.
+        revisions: of BASE and NEW; None where unknown.
+    """
+
+    cells: tuple[CellVerdict, ...]
+    suite: SuiteVerdict | None
+    relative: bool
+    paired: bool
+    band: float
+    rate: float
+    sessions: tuple[int | None, int | None]
+    missing: tuple[str, ...] = ()
+    appeared: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    revisions: tuple[str | None, str | None] = (None, None)
+
+    def of(self, verdict: Verdict) -> tuple[CellVerdict, ...]:
+        """The cells with a verdict, those furthest from 1 first."""
+        found = [cell for cell in self.cells if cell.verdict == verdict]
+        return tuple(sorted(found, key=lambda cell: abs(np.log(self.judged(cell).value)), reverse=True))
+
+    def judged(self, cell: CellVerdict) -> Interval:
+        """The ratio that a cell's verdict is about."""
+        return cell.relative if self.relative else cell.ratio
+
+    @property
+    def suite_slower(self) -> bool:
+        """All cells became slower, and the machine does not explain it."""
+        return self.suite is not None and self.suite.verdict == "SLOWER" and self.suite.cause == "code"
+
+
+def exit_code(
+    comparison: Comparison,
+    *,
+    strict: bool = False,
+    allow_missing: bool = False,
+    ambiguous_share: float = AMBIGUOUS_SHARE,
+) -> int:
+    """1 if a cell or the suite is slower or a cell is missing, 4 if a strict reader cannot tell, else 0."""
+    if comparison.of("SLOWER") or comparison.suite_slower or (comparison.missing and not allow_missing):
+        return 1
+    ambiguous = len(comparison.of("AMBIGUOUS")) > ambiguous_share * len(comparison.cells)
+    moved = comparison.suite is not None and comparison.suite.verdict == "SLOWER"
+    return 4 if strict and (ambiguous or moved) else 0
+
+
+def compare(
+    base: Measurements,
+    new: Measurements,
+    *,
+    paired: bool,
+    band: float = BAND,
+    rate: float = RATE,
+    across: bool = False,
+) -> Comparison:
+    """Judge every cell that both results have.
+
+    Args:
+        paired: session i of both ran next to each other.
+        band: relative difference that nobody minds, in both directions.
+        rate: of false findings (Benjamini-Hochberg over cells; the suite is tested at half of it).
+        across: compare although the machines or settings differ.
+
+    Raises:
+        ValueError: the fingerprints forbid it, no cell is in both, a cell's units differ, paired results have unlike
+            numbers of sessions, or an option is out of range.
+    """
+    if not 0 < band < 1:
+        raise ValueError(f"the band must be a share above 0 and below 1, such as 0.02, not {band}")
+    if not 0 < rate < 0.5:
+        raise ValueError(f"the rate of false findings must be above 0 and below 0.5, such as 0.01, not {rate}")
+    if (base.kind == "cost_table") != (new.kind == "cost_table"):
+        raise ValueError(f"a cost table compares with cost tables only: {base.source} is {base.kind}, {new.source} not")
+    labels = check_comparable(base.fingerprint, new.fingerprint, across=across)
+    places = {name: place for place, name in enumerate(base.cells)}
+    names = [name for name in new.cells if name in places]
+    if not names:
+        raise ValueError(f"{base.source} and {new.source} have no cell in common: {base.cells[0]}, {new.cells[0]}")
+    mine, its = [places[name] for name in names], [place for place, name in enumerate(new.cells) if name in places]
+    units, common = [new.units[place] for place in its], set(names)
+    for name, first, second in zip(names, (base.units[place] for place in mine), units, strict=True):
+        if first != second:
+            raise ValueError(f"{name} is in {first} in {base.source} and in {second} in {new.source}")
+    ratios = _ratios(base, new, mine, its, paired=paired)
+    suite, relative = _judge_suite(ratios, band=band, rate=rate, paired=paired)
+    cells = _judge(
+        ratios,
+        suite,
+        relative,
+        paired=paired,
+        band=band,
+        rate=rate,
+        names=names,
+        units=units,
+        values=(_typical(base.medians[:, mine]), _typical(new.medians[:, its])),
+    )
+    return Comparison(
+        cells=cells,
+        suite=suite,
+        relative=relative,
+        paired=paired,
+        band=band,
+        rate=rate,
+        sessions=(base.sessions, new.sessions),
+        missing=tuple(name for name in base.cells if name not in common),
+        appeared=tuple(name for name in new.cells if name not in common),
+        labels=labels,
+        notes=tuple(dict.fromkeys((*base.notes, *new.notes, *_notes(base, new, ratios, paired=paired)))),
+        revisions=(base.revision, new.revision),
+    )
+
+
+def _ratios(base: Measurements, new: Measurements, mine: list[int], its: list[int], *, paired: bool) -> Ratios:
+    medians = base.medians[:, mine], new.medians[:, its]
+    errors = base.errors[:, mine], new.errors[:, its]
+    if base.kind == "cost_table":
+        if paired:
+            raise ValueError("cost tables have no sessions to pair; compare them unpaired")
+        return interval_ratios(medians[0][0], medians[1][0], errors[0][0], errors[1][0])
+    floors = [
+        np.where(np.isfinite(median), error**2, 0).sum(axis=0) / np.maximum(np.isfinite(median).sum(axis=0), 1)
+        for median, error in zip(medians, errors, strict=True)
+    ]
+    return paired_ratios(*medians, floors[0] + floors[1]) if paired else unpaired_ratios(*medians, *floors)
+
+
+def _notes(base: Measurements, new: Measurements, ratios: Ratios, *, paired: bool) -> list[str]:
+    notes = [
+        f"{one.source} is one session: samples of one process do not say what the next one would see, so nothing is "
+        "judged; measure at least 5 sessions"
+        for one in (base, new)
+        if one.sessions == 1
+    ]
+    if not ratios.suite and not notes:
+        few = f"fewer than {LEAST_CELLS} cells in 2 or more sessions: a shift of the whole machine cannot be seen"
+        notes.append(few if paired else f"{few}, so nothing is called SLOWER or FASTER across two times")
+    return notes
+
+
+def _judge_suite(ratios: Ratios, *, band: float, rate: float, paired: bool) -> tuple[SuiteVerdict | None, bool]:
+    """The suite's verdict, and whether cells are to be judged relative to it."""
+    from scipy.stats import t as student
+
+    if not ratios.suite:
+        return None, False
+    edge, error = np.log1p(band), np.sqrt(ratios.level_variance)
+    p = float(2 * student.sf(_over(abs(ratios.level), error), ratios.level_degrees))
+    half = float(student.ppf(0.975, ratios.level_degrees) * error)
+    if p <= rate / 2 and abs(ratios.level) > edge:
+        verdict: Verdict = "SLOWER" if ratios.level > 0 else "FASTER"
+    else:
+        verdict = "SAME" if abs(ratios.level) + half <= edge else "AMBIGUOUS"
+    suite = SuiteVerdict(
+        ratio=_interval(ratios.level, half), p=p, verdict=verdict, cause="code" if paired else "machine or code"
+    )
+    return suite, verdict != "SAME"
+
+
+def _judge(
+    ratios: Ratios,
+    suite: SuiteVerdict | None,
+    relative: bool,
+    *,
+    paired: bool,
+    band: float,
+    rate: float,
+    names: Sequence[str],
+    units: Sequence[str],
+    values: tuple[FloatArray, FloatArray],
+) -> tuple[CellVerdict, ...]:
+    from scipy.stats import t as student
+
+    edge = np.log1p(band)
+    tables = bool((ratios.counts == 0).all())
+    usable: BoolArray = np.isfinite(ratios.variance) & (tables | (ratios.counts >= 2))
+    adjusted = np.ones(len(names))
+    error = np.sqrt(np.where(usable, ratios.variance, np.inf))
+    least = 0.0 if paired else edge  # see the module's text: cells of different times must be further apart
+    tests = np.minimum(2 * student.sf(_over(np.abs(ratios.relative) - least, error), ratios.degrees), 1.0)
+    if paired or suite is not None:  # with few cells of different times nothing tells the machine from the code
+        adjusted[usable] = _benjamini_hochberg(tests[usable])
+    half = student.ppf(0.975, ratios.degrees) * error
+    common = 0.0 if suite is None else np.log(suite.ratio.high / suite.ratio.value)
+    own_half = half if tables else np.hypot(half, common)  # a table's interval holds the common part already
+    judged, reach = (ratios.relative, half) if relative else (ratios.own, own_half)
+    beyond = np.abs(judged) > edge
+    if relative and paired:
+        beyond &= (np.abs(ratios.own) > edge) & (np.sign(ratios.own) == np.sign(ratios.relative))
+    found = (adjusted <= rate) & beyond
+    same = ~found & (np.abs(judged) + reach <= edge)
+    by_own = np.full(len(names), not relative)
+    if relative and paired:  # a cell that kept its time is the same, however the others moved
+        same |= ~found & (np.abs(ratios.own) + own_half <= edge)
+        by_own = (np.abs(ratios.own) <= edge) & (np.abs(ratios.relative) > edge)
+    more = _more_sessions(
+        ratios,
+        np.where(by_own, ratios.own, judged),
+        usable & ~found & ~same & ~tables,
+        edge=edge,
+        least=least,
+        rate=rate * max(int(found.sum()), 1),
+        common=np.where(by_own, common, 0.0),
+    )
+    cells = []
+    for place, name in enumerate(names):
+        verdict: Verdict = "SAME" if same[place] else "AMBIGUOUS"
+        if found[place]:
+            verdict = "SLOWER" if judged[place] > 0 else "FASTER"
+        cells.append(
+            CellVerdict(
+                name=name,
+                unit=units[place],
+                base=float(values[0][place]),
+                new=float(values[1][place]),
+                ratio=_interval(ratios.own[place], own_half[place]),
+                relative=_interval(ratios.relative[place], half[place]),
+                p=float(adjusted[place]),
+                verdict=verdict,
+                sessions=None if tables else int(ratios.counts[place]),
+                more_sessions=more[place],
+            )
+        )
+    return tuple(cells)
+
+
+def _more_sessions(
+    ratios: Ratios,
+    judged: FloatArray,
+    unsettled: BoolArray,
+    *,
+    edge: float,
+    least: float,
+    rate: float,
+    common: FloatArray,
+) -> list[int | None]:
+    """Further sessions on each side that would decide a cell, if estimates and scatter stay as they are.
+
+    Inside the band that is when the interval fits into it, outside when a test at the strictest threshold of
+    Benjamini-Hochberg that applies would find it.
+
+    Args:
+        least: distance from which a test starts.
+        rate: over the number of cells, that threshold.
+        common: (C,), half of the interval of what all cells share, where it counts.
+    """
+    from scipy.stats import t as student
+
+    answers: list[int | None] = [None] * len(judged)
+    places = np.flatnonzero(unsettled)
+    now = ratios.counts[places, None]
+    total = now + np.arange(1, _MOST_SESSIONS + 1)  # (cells, further sessions)
+    fixed = ratios.fixed[places, None]
+    variance = (ratios.variance[places, None] - fixed) * now / total + fixed
+    degrees = ratios.degrees[places, None] + total - now
+    away = np.abs(judged[places, None])
+    half = np.hypot(student.ppf(0.975, degrees) * np.sqrt(variance), common[places, None] * np.sqrt(now / total))
+    apart = _over(np.abs(ratios.relative[places, None]) - least, np.sqrt(variance))
+    certain = 2 * student.sf(apart, degrees) <= rate / len(judged)
+    settled = np.where(away <= edge, away + half <= edge, certain)
+    for place, row in zip(places, settled, strict=True):
+        if row.any():
+            answers[place] = int(np.argmax(row)) + 1
+    return answers
+
+
+def _benjamini_hochberg(tests: FloatArray) -> FloatArray:
+    """Adjusted p-values (Benjamini and Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    adjusted: FloatArray = false_discovery_control(tests) if len(tests) else tests
+    return adjusted
+
+
+def _typical(medians: FloatArray) -> FloatArray:
+    logs = np.log(medians)
+    measured = np.isfinite(logs)
+    with np.errstate(invalid="ignore"):
+        means: FloatArray = np.exp(np.where(measured, logs, 0).sum(axis=0) / measured.sum(axis=0))
+    return means
+
+
+def _over(distance: Any, error: Any) -> Any:
+    """Their quotient; infinite where there is a distance without any error, 0 where there is neither."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.divide(distance, error), nan=0.0, posinf=np.inf)
+
+
+def _interval(log: float, half: float) -> Interval:
+    return Interval(value=float(np.exp(log)), low=float(np.exp(log - half)), high=float(np.exp(log + half)))

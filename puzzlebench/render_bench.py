@@ -1,0 +1,85 @@
+"""Print results of the suite and of the gate on predictions for people. Computes nothing but percentages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from puzzlebench.measuring.statistics import combine_sessions
+from puzzlebench.render import console
+
+if TYPE_CHECKING:
+    from puzzlebench.benching.suite import Benchmark
+    from puzzlebench.gating.predictions import PredictionGate
+
+_BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
+_WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors
+
+
+def print_benchmarks(benchmarks: Sequence[Benchmark], missing: Mapping[str, str]) -> None:
+    """The suite, and why something of it cannot run here."""
+    table = Table()
+    for name in ("benchmark", "what one run is", "here"):
+        table.add_column(name, overflow="fold")
+    for one in benchmarks:
+        table.add_row(escape(one.name), escape(one.about), escape(missing.get(one.name, "runs")))
+    console().print(table)
+
+
+def print_bench(result: Mapping[str, Any]) -> None:
+    """Every cell over the sessions, and what to know."""
+    out, sessions = console(), result["sessions"]
+    names = list(dict.fromkeys(name for session in sessions for name in session["cells"]))
+    cells = [[session["cells"].get(name) for name in names] for session in sessions]
+    medians = np.array([[np.nan if cell is None else cell["median"] for cell in row] for row in cells])
+    within = np.array([[np.nan if cell is None else _error(cell) for cell in row] for row in cells])
+    combined = combine_sessions(medians, within)
+    table = Table()
+    for name in ("benchmark", "us", "95 % interval", "sessions scatter by"):
+        table.add_column(name, justify="left" if name == "benchmark" else "right", overflow="fold")
+    for place, name in enumerate(names):
+        interval = f"{combined.low_us[place]:,.4g} to {combined.high_us[place]:,.4g}"
+        scatter = f"{combined.scatter[place]:.1%}" if len(sessions) > 1 else ""
+        table.add_row(escape(name), f"{combined.latency_us[place]:,.4g}", interval, scatter)
+    out.print(table)
+    shift = f"all cells together by {float(np.std(combined.shift, ddof=1)):.1%}; " if len(sessions) > 1 else ""
+    disturbed = result["disturbed"]
+    lines = [
+        f"{len(sessions)} fresh process(es) on {result['fingerprint']['display_name']}, "
+        f"{result['fingerprint']['threads']} thread(s); {shift}up to {disturbed['set_aside_share']:.0%} of the samples "
+        "set aside as disturbed"
+    ]
+    if disturbed["others_share"] > _BUSY:
+        lines.append(f"others took up to {disturbed['others_share']:.0%} of the processors meanwhile")
+    lines += [f"{name}: {why}" for name, why in result["skipped"].items() if why.startswith("failed")]
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _error(cell: Mapping[str, Any]) -> float:
+    return math.log(cell["high"] / cell["low"]) / _WIDTH
+
+
+def print_predictions(gate: PredictionGate) -> None:
+    """What is other than the goldens say, the gravest first."""
+    out = console()
+    if gate.findings:
+        table = Table()
+        for name in ("prediction", "", "what"):
+            table.add_column(name, overflow="fold")
+        for finding in sorted(gate.findings, key=lambda one: ("fails", "improves", "drifts").index(one.outcome)):
+            style = "bold red" if finding.outcome == "fails" else ""
+            table.add_row(escape(finding.cell), finding.outcome, escape(finding.what), style=style)
+        out.print(table)
+    failed = len({finding.cell for finding in gate.findings if finding.outcome == "fails"})
+    out.print(
+        f"{gate.cells} predictions, {failed} fail; the largest drift is {gate.largest_drift:.2%}",
+        style="bold",
+        highlight=False,
+        markup=False,
+    )

@@ -1,0 +1,96 @@
+"""How often verdicts are wrong, on made-up sessions whose truth is known. Seeds are fixed: rates do not flicker.
+
+Nothing was tuned on these seeds.
+"""
+
+import numpy as np
+import pytest
+
+from puzzlebench.comparing.verdicts import compare, exit_code
+
+SUITES = 100
+NOISE = {
+    "calm": {"common": 0.007, "own": 0.007},
+    "restless": {"common": 0.02, "own": 0.01},
+    "heavy tails": {"common": 0.007, "own": 0.01, "tails": "t3"},
+    "spikes": {"common": 0.007, "own": 0.007, "tails": "spikes"},
+    "drift": {"common": 0.007, "own": 0.007, "drift": 0.004},
+}
+
+
+def rate_of(found):
+    return float(np.mean(list(found)))
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_equal_code_rarely_fails(result, pairs, name):
+    generator = np.random.default_rng([11, list(NOISE).index(name)])
+    alarms = []
+    for suite in range(SUITES):
+        base, new = pairs(generator, (3, 5, 10)[suite % 3], 40, **NOISE[name])
+        found = compare(result(base), result(new), paired=True)
+        alarms.append(exit_code(found) == 1 or bool(found.of("FASTER")))
+    assert rate_of(alarms) <= 0.02
+
+
+def test_small_suites_rarely_fail(result, pairs):
+    generator = np.random.default_rng(12)
+    alarms = []
+    for suite in range(2 * SUITES):
+        base, new = pairs(generator, 5, (1, 3, 6, 9)[suite % 4])
+        alarms.append(exit_code(compare(result(base), result(new), paired=True)) == 1)
+    assert rate_of(alarms) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("planted", "sessions", "least"), [(0.03, 10, 0.65), (0.05, 5, 0.7), (0.05, 10, 0.93), (0.1, 5, 0.97)]
+)
+def test_planted_slow_downs_are_found(result, pairs, planted, sessions, least):
+    """Sessions of 1 % noise of their own on top of what they share."""
+    generator = np.random.default_rng(13)
+    hits = []
+    for _ in range(SUITES):
+        base, new = pairs(generator, sessions, 40, common=0.01, own=0.01)
+        new[:, 7] += np.log1p(planted)
+        hits.append(compare(result(base), result(new), paired=True).cells[7].verdict == "SLOWER")
+    assert rate_of(hits) >= least
+
+
+def test_two_times_rarely_fail_and_find_what_is_large(result, times):
+    generator = np.random.default_rng(14)
+    alarms, moved, hits = [], [], []
+    for _ in range(SUITES):
+        base, new = times(generator, 8, 40)
+        found = compare(result(base), result(new), paired=False)
+        alarms.append(exit_code(found) == 1)
+        moved.append(found.suite.verdict in ("SLOWER", "FASTER"))
+        new[:, 7] += np.log1p(0.1)
+        hits.append(compare(result(base), result(new), paired=False).cells[7].verdict == "SLOWER")
+    assert rate_of(alarms) <= 0.02
+    assert rate_of(moved) > 0.3  # the machine did move; that is one finding, and no alarm
+    assert rate_of(hits) >= 0.95
+
+
+def test_intervals_cover(result, pairs):
+    generator = np.random.default_rng(15)
+    covered = []
+    for _ in range(SUITES):
+        base, new = pairs(generator, 6, 30, common=0.01, own=0.01)
+        found = compare(result(base), result(new + 0.01), paired=True)
+        covered += [cell.ratio.low <= np.exp(0.01) <= cell.ratio.high for cell in found.cells]
+        covered.append(found.suite.ratio.low <= np.exp(0.01) <= found.suite.ratio.high)
+    assert 0.93 <= rate_of(covered) <= 0.995
+
+
+def test_samples_of_one_session_would_raise_alarms_on_half_of_equal_pairs():
+    """Why sessions are compared: a bootstrap of each process's own samples is sure of a difference that is none."""
+    generator = np.random.default_rng(16)
+    alarms = []
+    for _ in range(2 * SUITES):
+        shift = 0.007 * generator.standard_normal((2, 1))
+        samples = shift + 0.02 * generator.standard_normal((2, 100))
+        drawn = generator.integers(0, 100, (2, 400, 100))
+        medians = [np.median(side[which], axis=1) for side, which in zip(samples, drawn, strict=True)]
+        low, high = np.quantile(medians[1] - medians[0], (0.025, 0.975))
+        alarms.append(low > 0 or high < 0)
+    assert 0.35 <= rate_of(alarms) <= 0.65
