@@ -7,7 +7,6 @@ for sessions. `extra_info` has the cell's name. On a GPU a run is timed with its
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,14 +19,6 @@ from puzzlebench.measuring.device import local_device
 
 DEVICE = local_device("local")
 HERE = [one for one in BENCHMARKS if missing(one, DEVICE) is None]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("one", HERE, ids=lambda one: one.name)

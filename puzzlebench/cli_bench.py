@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from puzzlebench.gating.gate import GateResult
 
 SLOWER: Final = 1
-"""Exit code: something is slower, in a gate after a second look."""
+"""Exit code of a prediction that fails; of cells see `comparing.verdicts.exit_code`."""
 EXIT_CODES: Final = (
-    "Exit codes: 0 nothing is slower, 1 something is (or a cell is gone), 2 bad input, 4 cannot tell (with --strict), "
-    "130 interrupted."
+    "Exit codes: 0 nothing is slower, 1 something is (or a cell is gone), 2 bad input or a revision that cannot run "
+    "the suite, 4 cannot tell (with --strict), 130 interrupted."
 )
 _FORMATS: Final = ("bench", "github-action-benchmark", "bencher", "pytest-benchmark", "asv")
 
@@ -124,7 +124,7 @@ def _add_judgement(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to judge")
     group.add_argument("--band", type=float, help="relative change that nobody minds (0.02)")
     group.add_argument("--rate", type=float, help="of false findings among the cells (0.01)")
-    group.add_argument("--strict", action="store_true", help="exit with 4 where over a tenth of the cells is AMBIGUOUS")
+    group.add_argument("--strict", action="store_true", help="exit with 4 where it cannot tell: see docs/regression.md")
     group = parser.add_argument_group("reports")
     group.add_argument("--markdown", type=Path, metavar="FILE", help="the text of a pull-request comment")
     group.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML")
@@ -240,8 +240,31 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--document", type=Path, metavar="FILE.md", help="put the tables between its marks")
 
 
+_MEASURES: Final = ("only", "device", "threads", "band", "rate", "work")
+_OPTIONS: Final = {
+    "base": (
+        *_MEASURES,
+        *("new", "repository", "rerun", "venv", "sessions", "seconds"),
+        *("strict", "markdown", "junit", "html", "name", "all"),
+    ),
+    "predictions": ("goldens", "update", "tolerance", "markdown", "junit", "name"),
+    "prove": (*_MEASURES, "suites", "pairs", "session_seconds", "minutes", "document"),
+}
+"""Which options each of the gates has; the others would be ignored, so they are refused."""
+
+
+def _refuse_foreign(arguments: argparse.Namespace) -> None:
+    mode = next((name for name in ("predictions", "prove") if getattr(arguments, name)), "base")
+    plain = argparse.ArgumentParser()
+    add_gate(plain)
+    for name in sorted({option for options in _OPTIONS.values() for option in options} - {*_OPTIONS[mode]}):
+        if getattr(arguments, name) != plain.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning with --{mode}; leave it out")
+
+
 def gate_command(arguments: argparse.Namespace) -> int:
     """One of the three gates; the exit code."""
+    _refuse_foreign(arguments)
     if arguments.predictions:
         return _predictions(arguments)
     require_models()
@@ -271,10 +294,15 @@ def gate_command(arguments: argparse.Namespace) -> int:
 
 
 def _predictions(arguments: argparse.Namespace) -> int:
+    from puzzlebench.files import write_text
     from puzzlebench.gating import predictions
+    from puzzlebench.gating.prediction_reports import predictions_junit, predictions_markdown
     from puzzlebench.render import print_json
     from puzzlebench.render_bench import print_predictions
 
+    if arguments.update and (arguments.markdown or arguments.junit):
+        raise ValueError("--update judges nothing, so there is no report; leave out --markdown and --junit")
+    _check_reports(arguments)
     goldens = arguments.goldens or predictions.GOLDENS
     kept = {} if arguments.update else predictions.read_goldens(goldens)
     with progress() as report:
@@ -284,6 +312,10 @@ def _predictions(arguments: argparse.Namespace) -> int:
         print(f"wrote {len(found)} predictions to {goldens}; look at the diff before you commit it")
         return 0
     gate = predictions.compare_predictions(kept, found, **_given(arguments, "tolerance"))
+    if arguments.markdown is not None:
+        write_text(arguments.markdown, predictions_markdown(gate, name=arguments.name))
+    if arguments.junit is not None:
+        write_text(arguments.junit, predictions_junit(gate, list(found), name=arguments.name))
     if arguments.json:
         print_json(gate.to_json())
     else:

@@ -37,13 +37,14 @@ def print_bench(result: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(name for session in sessions for name in session["cells"]))
     cells = [[session["cells"].get(name) for name in names] for session in sessions]
     medians = np.array([[np.nan if cell is None else cell["median"] for cell in row] for row in cells])
-    within = np.array([[np.nan if cell is None else _error(cell) for cell in row] for row in cells])
-    combined = combine_sessions(medians, within)
+    errors = np.array([[np.nan if cell is None else _error(cell) for cell in row] for row in cells])
+    combined = combine_sessions(medians, np.where(np.isnan(medians), np.nan, np.nan_to_num(errors)))
+    known = (len(sessions) > 1) | np.isfinite(errors).any(axis=0)  # one session with few samples has no interval
     table = Table()
     for name in ("benchmark", "us", "95 % interval", "sessions scatter by"):
         table.add_column(name, justify="left" if name == "benchmark" else "right", overflow="fold")
     for place, name in enumerate(names):
-        interval = f"{combined.low_us[place]:,.4g} to {combined.high_us[place]:,.4g}"
+        interval = f"{combined.low_us[place]:,.4g} to {combined.high_us[place]:,.4g}" if known[place] else "unknown"
         scatter = f"{combined.scatter[place]:.1%}" if len(sessions) > 1 else ""
         table.add_row(escape(name), f"{combined.latency_us[place]:,.4g}", interval, scatter)
     out.print(table)
@@ -56,12 +57,16 @@ def print_bench(result: Mapping[str, Any]) -> None:
     ]
     if disturbed["others_share"] > _BUSY:
         lines.append(f"others took up to {disturbed['others_share']:.0%} of the processors meanwhile")
+    throttled = sorted({name for session in sessions for name, cell in session["cells"].items() if "throttled" in cell})
+    lines += [f"{name}: made of samples of a throttled GPU, for want of others" for name in throttled]
     lines += [f"{name}: {why}" for name, why in result["skipped"].items() if why.startswith("failed")]
     for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _error(cell: Mapping[str, Any]) -> float:
+    if cell["low"] is None:  # too few samples
+        return math.nan
     return math.log(cell["high"] / cell["low"]) / _WIDTH
 
 

@@ -172,6 +172,11 @@ def test_a_gate_on_predictions(run, monkeypatch, tmp_path):
     assert code == 1
     assert "1 fail" in out
     assert run("gate", "--predictions", "--goldens", file, "--tolerance", "1e9", "--json")[0] == 0
+    reports = ("--markdown", tmp_path / "p.md", "--junit", tmp_path / "p.xml")
+    assert run("gate", "--predictions", "--goldens", file, *reports)[0] == 1
+    assert f"| `{name}` | fails | decode" in (tmp_path / "p.md").read_text()
+    counts = ET.parse(tmp_path / "p.xml").getroot().attrib
+    assert (counts["tests"], counts["failures"]) == (str(len(goldens)), "1")
     assert "look at the diff" in run("gate", "--predictions", "--goldens", file, "--update")[1]
     assert predictions.read_goldens(file) == goldens
 
@@ -196,6 +201,22 @@ def test_a_gate_is_one_of_three(run):
         run("gate")
     with pytest.raises(SystemExit):
         run("gate", "--base", "main", "--predictions")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--predictions", "--html", "x.html"),
+        ("--predictions", "--only", "search/*"),
+        ("--predictions", "--no-rerun"),
+        ("--prove", "--work", "w", "--markdown", "x.md"),
+        ("--base", "main", "--update"),
+        ("--base", "main", "--minutes", "3"),
+    ],
+)
+def test_options_of_another_gate_are_refused(run, options):
+    with pytest.raises(ValueError, match=f"has no meaning with {options[0]}; leave it out"):
+        run("gate", *options)
 
 
 def test_results_are_kept_in_a_folder_and_listed(run, results, tmp_path):

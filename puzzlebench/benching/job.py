@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import puzzlebench
-from puzzlebench.benching.session import SESSION_SCHEMA, Request
+from puzzlebench.benching.session import SESSION_SCHEMA, Request, code_digest
 from puzzlebench.benching.suite import choose
 from puzzlebench.files import check_file, locked, make_folder, remove_folder, write_text
 from puzzlebench.model.checks import require_positive_int
@@ -108,7 +108,8 @@ def run_bench(job: Bench, out: Path, *, progress: Progress = lambda _share, _sta
     folder = out.with_name(f"{out.stem}.sessions")
     make_folder(folder)
     with locked(folder / "lock", "measures there"):
-        keep_stated(folder, {"job": asdict(job) | {"only": list(job.only)}, "puzzlebench": puzzlebench.__version__})
+        stated = {"job": asdict(job) | {"only": list(job.only)}, "puzzlebench": puzzlebench.__version__}
+        keep_stated(folder, {**stated, "code": code_digest()})
         files = [folder / f"session.{number}.json" for number in range(job.sessions)]
         for number, file in enumerate(files):
             if not file.exists():
@@ -119,6 +120,7 @@ def run_bench(job: Bench, out: Path, *, progress: Progress = lambda _share, _sta
                     threads=job.threads,
                     tell=_teller(progress, number, job.sessions),
                 )
+                check_alike([files[0], file])
         result = merge_sessions(files)
         write_text(out, json.dumps(result, indent=1) + "\n")
     remove_folder(folder)
@@ -247,16 +249,56 @@ def read_session(file: Path) -> dict[str, Any]:
     return found
 
 
+def check_alike(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Sessions of one code on one machine, or none of them can stand beside another; what the files hold.
+
+    Raises:
+        ValueError: a session differs from the first, or cannot be read.
+    """
+    found = [read_session(file) for file in files]
+    first = _conditions(found[0])
+    for file, one in zip(files[1:], found[1:], strict=True):
+        now = _conditions(one)
+        for key in {**first, **now}:
+            if first.get(key) != now.get(key):
+                was, its = (json.dumps(facts.get(key))[:60] for facts in (first, now))
+                raise ValueError(
+                    f"{file} was measured with another {key} ({its}) than {files[0].name} ({was}); code and machine "
+                    "must stay as they are: remove the folder and measure anew"
+                )
+    return found
+
+
+def _conditions(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change meanwhile. A commit may: the code's digest says whether that matters."""
+    facts = {key: value for key, value in session["fingerprint"].items() if key not in ("date", "git_commit")}
+    return {**facts, "code": session.get("code")}
+
+
+def merge_reasons(sessions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Why a benchmark did not run, over all sessions; a failure in some of them says in how many."""
+    merged: dict[str, str] = {}
+    for name in dict.fromkeys(name for reasons in sessions for name in reasons):
+        reasons = [one[name] for one in sessions if name in one]
+        failures = [reason for reason in reasons if reason.startswith("failed")]
+        why = (failures or reasons)[0]
+        if len(reasons) < len(sessions):
+            count = f"in {len(reasons)} of {len(sessions)} sessions"
+            why = f"failed {count}{why.removeprefix('failed')}" if failures else f"{why} ({count})"
+        merged[name] = why
+    return merged
+
+
 def merge_sessions(files: Sequence[Path], *, revision: str | None = None) -> dict[str, Any]:
-    """One result of sessions in their order; raw samples are left out, what was skipped is of the first session.
+    """One result of sessions in their order; raw samples are left out.
 
     Args:
         revision: of the code, where it is known better than by the fingerprint.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read, or sessions are of different code or machines.
     """
-    found = [read_session(file) for file in files]
+    found = check_alike(files)
     first = found[0]
     sessions = [
         {
@@ -278,6 +320,6 @@ def merge_sessions(files: Sequence[Path], *, revision: str | None = None) -> dic
         "disturbed": {
             key: max(one[key] for one in sessions) for key in ("others_share", "set_aside_share", "throttled_share")
         },
-        "skipped": first["skipped"],
+        "skipped": merge_reasons([one["skipped"] for one in found]),
         "sessions": sessions,
     }

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import importlib.util
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -40,6 +42,9 @@ _TURN_US: Final = 5_000.0
 """A run that takes longer has its turn in every second, third, ... round only: short ones need more looks."""
 _LEAST_VISITS: Final = 2
 _CALM_QUANTILE: Final = 0.05
+_LEAST_FOR_INTERVAL: Final = 3  # the range of two samples says nothing
+_COMPANIONS: Final = ("puzzlebench_kernels", "puzzlebench_profiles", "puzzlebench_search")
+_SUITE_FILES: Final = ("suite.py", "workloads.py")
 _GOVERNOR: Final = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _PACKAGES: Final = ("scipy", "pandas", "highspy", "pulp")
 
@@ -109,6 +114,7 @@ def run_session(request: Request, tell: Tell, *, slow: Mapping[str, float] | Non
         "schema_version": SESSION_SCHEMA,
         "puzzlebench_version": puzzlebench.__version__,
         "fingerprint": bench_fingerprint(device),
+        "code": code_digest(),
         "skipped": skipped,
         "slowed": dict(slow or {}),
         "session": {"session": request.session, "started": started, **taken},
@@ -116,8 +122,8 @@ def run_session(request: Request, tell: Tell, *, slow: Mapping[str, float] | Non
 
 
 def bench_fingerprint(device: Device) -> dict[str, Any]:
-    """`measuring.device.fingerprint`, and what else decides the suite's times: further packages, the CPU's governor and
-    the cores this process may use. A GPU's power cap and driver are in its `gpu`.
+    """`measuring.device.fingerprint`, and what else decides the suite's times: further packages, the CPU's governor,
+    the cores this process may use, and a digest of the suite itself. A GPU's power cap and driver are in its `gpu`.
     """
     import importlib.metadata
 
@@ -129,7 +135,37 @@ def bench_fingerprint(device: Device) -> dict[str, Any]:
             found[package] = importlib.metadata.version(package)
     governor = _GOVERNOR.read_text().strip() if _GOVERNOR.exists() else None
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {**fingerprint(device), **found, "governor": governor, "affinity": affinity}
+    suite = _digest(Path(__file__).parent / name for name in _SUITE_FILES)
+    return {**fingerprint(device), **found, "governor": governor, "affinity": affinity, "suite": suite}
+
+
+def code_digest() -> str:
+    """Of the Python files of all our packages: what tells code under measurement that was edited meanwhile."""
+    specs = [importlib.util.find_spec(name) for name in ("puzzlebench", *_COMPANIONS) if name not in _barred()]
+    folders = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
+    return _digest(path for folder in folders for path in sorted(folder.rglob("*.py")))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:12]
+
+
+def _barred() -> list[str]:
+    return [name for name in _COMPANIONS if name in sys.modules and sys.modules[name] is None]
+
+
+def _bar_packages_from_elsewhere() -> None:
+    """Our other packages come from where this one does, or not at all: an older checkout that lacks one would be
+    measured with whatever version is installed. Benchmarks that need it fail, and say so.
+    """
+    root = Path(puzzlebench.__file__).parents[1].resolve()
+    for name in _COMPANIONS:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin and not Path(spec.origin).resolve().is_relative_to(root):
+            sys.modules[name] = None  # type: ignore[assignment]  # Python's way to say that it cannot be imported
 
 
 def parse_slow(text: str) -> dict[str, float]:
@@ -230,6 +266,7 @@ def _time_rounds(
     from puzzlebench.measuring.session import OthersShare
 
     samples: dict[str, list[list[float]]] = {benchmark.name: [] for benchmark in in_place}
+    slow_clock: dict[str, list[list[float]]] = {benchmark.name: [] for benchmark in in_place}
     every = {one: max(1, round(stopwatch.sample(one.cache) / _TURN_US)) for one, stopwatch in in_place.items()}
     throttled = readings = 0
     others, started = OthersShare(), time.perf_counter()
@@ -248,11 +285,13 @@ def _time_rounds(
                 readings += 1
                 if set_aside(sensor.read().throttle_reasons):
                     throttled += 1
+                    slow_clock[benchmark.name].append(values)
                     continue
             samples[benchmark.name].append(values)
         done = (time.perf_counter() - started) / request.seconds
         tell({"stage": "timing", "done": min(done, 1.0), "total": 1, "round": number})
-    reading, cells = sensor.read(), dict(_cells(samples))
+    on_gpu = {benchmark.name for benchmark in in_place if benchmark.on == "cuda"}
+    reading, cells = sensor.read(), dict(_cells(samples, slow_clock, on_gpu))
     taken = sum(one["taken"] for one in cells.values())
     return {
         "seconds": time.perf_counter() - started,
@@ -269,26 +308,39 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no NaN
 
 
-def _cells(samples: Mapping[str, list[list[float]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _cells(
+    samples: Mapping[str, list[list[float]]],
+    throttled: Mapping[str, list[list[float]]] | None = None,
+    on_gpu: Collection[str] = (),
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The medians of calm samples, with their intervals within this process, which say nothing of the next one; and all
     samples by visit.
 
     What is over 4 % slower than a cell's own calmest twentieth was interrupted, or had a neighbour. On a calm machine
     that is next to nothing. With three quarters of two processors taken by others, medians of all samples of
-    two sessions side by side differed by 15 % (typical cell), those of the calm ones by 1.8 %.
+    two sessions side by side differed by 15 % (typical cell), those of the calm ones by 1.8 %. `samples` of `taken`
+    says how many were calm. Work of a GPU has no such neighbours, so nothing is set aside there.
+
+    Args:
+        throttled: visits while the GPU was throttled: a cell that has no others is made of them, and marked.
+        on_gpu: names of work that a GPU times itself.
     """
     import numpy as np
 
     from puzzlebench.measuring.disturbance import TOLERANCE
     from puzzlebench.measuring.statistics import median_interval
 
-    for name, visits in samples.items():
+    for name, good in samples.items():
+        visits = good or (throttled or {}).get(name, [])
         taken = np.array([value for visited in visits for value in visited])
         if not len(taken):
             continue
-        calm = taken[taken <= np.quantile(taken, _CALM_QUANTILE) * (1 + TOLERANCE)]
+        edge = np.inf if name in on_gpu else np.quantile(taken, _CALM_QUANTILE) * (1 + TOLERANCE)
+        calm = taken[taken <= edge]
         median, low, high = median_interval(calm)
-        found = {"unit": "us", "median": median, "low": low, "high": high, "samples": len(calm), "taken": len(taken)}
+        known = len(calm) >= _LEAST_FOR_INTERVAL
+        found = {"unit": "us", "median": median, "low": low if known else None, "high": high if known else None}
+        found |= {"samples": len(calm), "taken": len(taken)} | ({} if good else {"throttled": True})
         yield name, {**found, "visits": visits}
 
 
@@ -301,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         say({"from": str(Path(puzzlebench.__file__).parents[1])})
+        _bar_packages_from_elsewhere()
         slow = parse_slow(os.environ.get(SLOW_VARIABLE, ""))
         write_text(Path(file), json.dumps(run_session(read_request(request), say, slow=slow)))
     except ValueError as error:

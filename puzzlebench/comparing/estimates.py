@@ -5,7 +5,8 @@ was slower that minute) and each cell a little on its own. The common part is th
 that changed do not move it. What is left is a cell's ratio relative to the suite. Its scatter is its own variance
 moderated by that of all cells (Smyth 2004), with the weight of the others estimated from how alike they are, and never
 taken to be smaller than its own. A session that stands more than 3.5 robust standard deviations from a cell's others is
-moved to that distance, so that one disturbed process neither makes nor hides a finding.
+moved to that distance, so that one disturbed process neither makes nor hides a finding; how often is counted, as two
+of them may be what the code does now and then.
 `measuring.statistics` combines the sessions of one result, where a fixed weight serves; verdicts over many cells hang
 on the tails, so here the weight is estimated. Knows numbers only.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Ratios:
         degrees: (C,), its degrees of freedom.
         counts: (C,), sessions behind a cell (the fewer of both sides); 0 where intervals stand for them.
         fixed: (C,), the part of `variance` that no further session takes away.
+        moved: (S, C) of base and of new, how far sessions that stood far out were moved nearer; 0 for the others. Of a
+            pair, the slower side is meant.
         suite: whether there are cells enough for a common shift.
         level: the suite's log ratio; 0 without a suite.
         level_variance, level_degrees: of `level`, session by session.
@@ -53,6 +56,7 @@ class Ratios:
     degrees: FloatArray
     counts: FloatArray
     fixed: FloatArray
+    moved: tuple[FloatArray, FloatArray]
     suite: bool
     level: float
     level_variance: float
@@ -73,8 +77,8 @@ def paired_ratios(base: FloatArray, new: FloatArray, floor: FloatArray) -> Ratio
     logs = np.log(new / base)
     counts = np.isfinite(logs).sum(axis=0)
     suite = _is_suite(counts)
-    shift = _common_shift(logs) if suite else np.zeros(len(logs))
-    middle, scatter, degrees = _cells(logs - shift[:, None], counts, floor, suite=suite)
+    shift = common_shift(logs) if suite else np.zeros(len(logs))
+    middle, scatter, degrees, moved = _cells(logs - shift[:, None], counts, floor, suite=suite)
     usable = counts >= 2
     level = float(np.median(middle[usable])) if suite else 0.0
     relative = middle - level
@@ -90,6 +94,7 @@ def paired_ratios(base: FloatArray, new: FloatArray, floor: FloatArray) -> Ratio
         degrees=degrees,
         counts=counts.astype(np.float64),
         fixed=fixed,
+        moved=(np.maximum(moved, 0), np.maximum(-moved, 0)),
         suite=suite,
         level=level,
         level_variance=float(np.var(shift, ddof=1)) / len(shift) if suite and len(shift) > 1 else np.inf,
@@ -112,7 +117,7 @@ def unpaired_ratios(base: FloatArray, new: FloatArray, base_floor: FloatArray, n
     least = counts.min(axis=0)
     suite = _is_suite(least)
     shifts = [_row_medians(logs - reference) if suite else np.zeros(len(logs)) for logs in sides]
-    middles, scatters, degrees = zip(
+    middles, scatters, degrees, moved = zip(
         *(
             _cells(logs - shift[:, None], count, floor, suite=suite)
             for logs, shift, count, floor in zip(sides, shifts, counts, (base_floor, new_floor), strict=True)
@@ -134,13 +139,14 @@ def unpaired_ratios(base: FloatArray, new: FloatArray, base_floor: FloatArray, n
         own=relative + level,
         relative=relative,
         variance=variance,
-        degrees=_welch([*parts, constant * fixed], [*degrees, constant * _MAD_EFFICIENCY * len(least)]),
+        degrees=welch([*parts, constant * fixed], [*degrees, constant * _MAD_EFFICIENCY * len(least)]),
         counts=least.astype(np.float64),
         fixed=constant * fixed,
+        moved=(np.abs(moved[0]), np.abs(moved[1])),
         suite=suite,
         level=level if suite else 0.0,
         level_variance=sum(shift_parts) if suite else np.inf,
-        level_degrees=float(_welch(np.array(shift_parts)[:, None], shift_degrees)[0]) if suite else 1.0,
+        level_degrees=float(welch(np.array(shift_parts)[:, None], shift_degrees)[0]) if suite else 1.0,
     )
 
 
@@ -163,6 +169,7 @@ def interval_ratios(base: FloatArray, new: FloatArray, base_errors: FloatArray, 
         degrees=many,
         counts=np.zeros(len(own)),
         fixed=variance + fixed,
+        moved=(np.zeros((1, len(own))), np.zeros((1, len(own)))),
         suite=suite,
         level=level,
         level_variance=float(np.median(variance)) if suite else np.inf,
@@ -174,7 +181,7 @@ def _is_suite(counts: FloatArray) -> bool:
     return int((counts >= 2).sum()) >= LEAST_CELLS
 
 
-def _common_shift(logs: FloatArray) -> FloatArray:
+def common_shift(logs: FloatArray) -> FloatArray:
     """(S,), what each session has in common over the cells, around 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # cells without a value give NaN, which the medians pass over
@@ -192,9 +199,13 @@ def _row_medians(logs: FloatArray) -> FloatArray:
 
 def _cells(
     logs: FloatArray, counts: FloatArray, floor: FloatArray, *, suite: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(mean, variance of one session, degrees of freedom) of each cell, (C,), from logs without the common shift."""
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """(mean, variance of one session, degrees of freedom) of each cell, (C,), from logs without the common shift.
+
+    And how far each session was moved, (S, C), up or down; 0 for most.
+    """
     kept = _without_outliers(logs, counts) if suite else logs
+    moved: FloatArray = np.nan_to_num(kept - logs)
     measured = np.isfinite(kept)
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(measured, kept, 0).sum(axis=0) / counts
@@ -202,13 +213,13 @@ def _cells(
         variances = squares / (counts - 1)
     own = np.maximum(counts - 1.0, 0.0)
     if not suite:
-        return means, np.maximum(variances, floor), own
+        return means, np.maximum(variances, floor), own, moved
     cells = int((counts >= 2).sum())
     variances = variances * cells / (cells - 1)  # the median that was taken off follows the cells a little
     prior, typical = _prior(variances[counts >= 2], own[counts >= 2])
     filled = np.where(counts >= 2, variances, typical)
     moderated = (prior * typical + own * filled) / (prior + own)
-    return means, np.maximum.reduce([moderated, filled, floor]), own + prior
+    return means, np.maximum.reduce([moderated, filled, floor]), own + prior, moved
 
 
 def _without_outliers(logs: FloatArray, counts: FloatArray) -> FloatArray:
@@ -250,9 +261,33 @@ def _wander(relative: FloatArray, variances: FloatArray) -> float:
     return max(spread**2 - float(np.median(variances)), 0.0)
 
 
-def _welch(parts: Iterable[FloatArray], degrees: Iterable[FloatArray]) -> FloatArray:
+def welch(parts: Iterable[FloatArray], degrees: Iterable[FloatArray]) -> FloatArray:
     """Satterthwaite's degrees of freedom of a sum of variances."""
     with np.errstate(divide="ignore", invalid="ignore"):
         all_parts, all_degrees = np.array(list(parts)), np.maximum(list(degrees), 1e-9)
         found = np.square(all_parts.sum(axis=0)) / (np.square(all_parts) / all_degrees).sum(axis=0)
     return np.where(np.isfinite(found), np.maximum(found, 1.0), 1.0)
+
+
+def session_floor(errors: FloatArray) -> FloatArray:
+    """(C,), variance that the samples inside a session explain, from (S, C); where unknown, the typical cell's."""
+    known = np.isfinite(errors)
+    counts = known.sum(axis=0)
+    means: FloatArray = np.where(known, errors, 0.0) ** 2
+    means = means.sum(axis=0) / np.maximum(counts, 1)
+    typical = float(np.median(means[counts > 0])) if counts.any() else 0.0
+    return np.where(counts > 0, means, typical)
+
+
+def benjamini_hochberg(tests: FloatArray) -> FloatArray:
+    """Adjusted p-values (Benjamini and Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    adjusted: FloatArray = false_discovery_control(tests) if len(tests) else tests
+    return adjusted
+
+
+def quotient(distance: Any, error: Any) -> Any:
+    """Their quotient; infinite where there is a distance without any error, 0 where there is neither."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.divide(distance, error), nan=0.0, posinf=np.inf)

@@ -37,6 +37,9 @@ REFUSED: Final = (
 _PASSED_OVER: Final = ("date", "created", "git_commit", "revision", "puzzlebench", "display_name")
 """What differs between any two results, or says again what another key says."""
 
+_CLOCK_REACH: Final = 0.02  # clocks step by 15 MHz; what is more than the default band can be the cause of a finding
+_THROTTLED: Final = 0.01
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
@@ -92,6 +95,18 @@ def check_comparable(base: Mapping[str, Any], new: Mapping[str, Any], *, across:
             f"these results cannot be compared: {first.text}{also}; measure both alike, or label it with --across"
         )
     return tuple(one.text for one in (*found.refused, *found.labelled))
+
+
+def condition_labels(base: Mapping[str, float], new: Mapping[str, float]) -> tuple[str, ...]:
+    """What the GPU did differently while both were measured: its typical clock, and how often it was throttled."""
+    labels = []
+    clocks = [side.get("sm_clock_mhz", 0.0) for side in (base, new)]
+    if min(clocks) > 0 and abs(clocks[1] / clocks[0] - 1) > _CLOCK_REACH:
+        labels.append(f"typical SM clock {clocks[0]:.0f} MHz in BASE, {clocks[1]:.0f} MHz in NEW")
+    shares = [side.get("throttled_share", 0.0) for side in (base, new)]
+    if max(shares) > _THROTTLED:
+        labels.append(f"throttled {shares[0]:.0%} of the time in BASE, {shares[1]:.0%} in NEW")
+    return tuple(labels)
 
 
 def comparable_digest(fingerprint: Mapping[str, Any]) -> str:

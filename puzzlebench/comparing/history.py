@@ -19,10 +19,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from puzzlebench.comparing.estimates import LEAST_CELLS
+from puzzlebench.comparing.estimates import LEAST_CELLS, common_shift
 from puzzlebench.comparing.fingerprints import comparable_digest, facts, find_differences
 from puzzlebench.comparing.interop import typical
 from puzzlebench.comparing.measured import Measurements
+from puzzlebench.comparing.verdicts import BAND
 from puzzlebench.digest import short_digest
 from puzzlebench.files import make_folder, write_text
 from puzzlebench.profiling.arrays import FloatArray
@@ -31,7 +32,9 @@ SCHEMA_VERSION: Final = 1
 SUITE: Final = "suite"
 """Stands for a cell's name where what all cells share changed."""
 RATE: Final = 0.001
-BAND: Final = 0.02
+"""Threshold for Otava's p-values, over all cells together. Their t-test is at the split that was chosen for being the
+largest, so this is no rate of false changes.
+"""
 _LEAST_RESULTS: Final = 6  # fewer say nothing certain
 _LEAST_SEGMENT: Final = 2  # one result that stands out is a spike, not a change
 
@@ -66,7 +69,7 @@ class Change:
         revision, created: of the first result after the change.
         previous: revision of the last result before it.
         ratio: mean after over mean before, up to the neighbouring changes; of a cell relative to the suite.
-        p: of Student's t between both stretches.
+        p: of Student's t between both stretches, as Otava gives it: at a split chosen for being the largest.
         digest: of the series it is in.
         labels: what else differs between the two results.
     """
@@ -127,7 +130,7 @@ def find_changes(entries: Sequence[Entry], *, band: float = BAND, rate: float = 
 
     Args:
         band: the least relative change that counts.
-        rate: of false changes in a series of results, shared out evenly among its cells.
+        rate: Otava's threshold of p for a series of results, shared out evenly among its cells; see `RATE`.
 
     Raises:
         ValueError: apache-otava is not installed.
@@ -148,22 +151,11 @@ def _changes(entries: Sequence[Entry], *, band: float, rate: float) -> list[Chan
     names, logs = [name for name, kept in zip(names, enough, strict=True) if kept], logs[:, enough]
     if not names:
         return []
-    level = _level(logs)
+    level = common_shift(logs) if len(names) >= LEAST_CELLS else np.zeros(len(logs))
     found = _points(SUITE, level, entries, band=band, rate=rate / 2) if np.any(level) else []
     for column, name in enumerate(names):
         found += _points(name, logs[:, column] - level, entries, band=band, rate=rate / 2 / len(names))
     return found
-
-
-def _level(logs: FloatArray) -> FloatArray:
-    """(R,), what each result has in common over the cells; zeros where cells are too few to say."""
-    if logs.shape[1] < LEAST_CELLS:
-        return np.zeros(len(logs))
-    shift = np.zeros(len(logs))
-    for _ in range(3):
-        middles = np.nanmedian(logs - shift[:, None], axis=0)
-        shift = np.array([np.nanmedian(row) if np.isfinite(row).any() else 0.0 for row in logs - middles])
-    return shift
 
 
 def _points(name: str, logs: FloatArray, entries: Sequence[Entry], *, band: float, rate: float) -> list[Change]:

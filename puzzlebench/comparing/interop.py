@@ -9,7 +9,9 @@ these tools show and mostly do not use: their own alarms compare single values.
 from __future__ import annotations
 
 import json
+import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +36,7 @@ _ASV_VERSION: Final = "1"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Typical:
-    """Cells over the sessions of one result, (C,), with 95 % intervals, in the cells' units."""
+    """Cells over the sessions of one result, (C,), with 95 % intervals (NaN where unknown), in the cells' units."""
 
     value: FloatArray
     low: FloatArray
@@ -47,7 +49,11 @@ def typical(result: Measurements) -> Typical:
         half = 1.96 * result.errors[0]
         value = result.medians[0]
         return Typical(value=value, low=value * np.exp(-half), high=value * np.exp(half))
-    combined = combine_sessions(result.medians, result.errors)
+    # Several sessions show their own scatter, and an unknown error inside one adds no floor to it; one alone has none.
+    errors = np.nan_to_num(result.errors) if result.sessions > 1 else result.errors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        combined = combine_sessions(result.medians, errors)
     return Typical(value=combined.latency_us, low=combined.low_us, high=combined.high_us)
 
 
@@ -57,10 +63,12 @@ def github_action_benchmark(result: Measurements) -> list[dict[str, Any]]:
     stated = []
     for place, (name, unit) in enumerate(zip(result.cells, result.units, strict=True)):
         value, low, high = (float(one[place]) for one in (values.value, values.low, values.high))
-        extra = [f"95 % interval {low:.6g} to {high:.6g} {unit}", f"sessions: {result.sessions or 'none'}"]
+        known = math.isfinite(low)
+        extra = [f"95 % interval {low:.6g} to {high:.6g} {unit}" if known else "interval unknown"]
+        extra += [f"sessions: {result.sessions or 'none'}"]
         extra += [f"revision: {result.revision}"] if result.revision else []
-        half = f"± {(high - low) / 2:.4g}"
-        stated.append({"name": name, "unit": unit, "value": value, "range": half, "extra": "\n".join(extra)})
+        one = {"name": name, "unit": unit, "value": value, "extra": "\n".join(extra)}
+        stated.append(one | ({"range": f"± {(high - low) / 2:.4g}"} if known else {}))
     return stated
 
 
@@ -71,7 +79,8 @@ def bencher_metric_format(result: Measurements) -> dict[str, dict[str, dict[str,
     for place, (name, unit) in enumerate(zip(result.cells, result.units, strict=True)):
         measure, factor = ("latency", NANOSECONDS[unit]) if unit in NANOSECONDS else (unit, 1.0)
         ends = {"value": values.value, "lower_value": values.low, "upper_value": values.high}
-        stated[name] = {measure: {key: float(one[place]) * factor for key, one in ends.items()}}
+        known = {key: float(one[place]) * factor for key, one in ends.items()}
+        stated[name] = {measure: {key: one for key, one in known.items() if math.isfinite(one)}}
     return stated
 
 
@@ -109,6 +118,7 @@ def pytest_benchmark(result: Measurements) -> dict[str, Any]:
             "node": comparable_digest(result.fingerprint),
             "python_version": known.get("python"),
             "cpu": cpu,
+            "puzzlebench": dict(result.fingerprint),
         },
         "commit_info": {"id": result.revision, "dirty": False},
         "benchmarks": benchmarks,
@@ -144,7 +154,7 @@ def write_asv(result: Measurements, folder: Path, *, machine: str | None = None)
         quarters = np.quantile(samples, (0.25, 0.75))
         rows[name] = [
             [centre], [], _ASV_VERSION, started, None,
-            [centre * (low / centre) ** _TO_99], [centre * (high / centre) ** _TO_99],
+            [_or_none(centre * (low / centre) ** _TO_99)], [_or_none(centre * (high / centre) ** _TO_99)],
             [float(quarters[0])], [float(quarters[1])], [1], [len(samples)], [samples], None,
         ]  # fmt: skip
         described[name] = {
@@ -214,6 +224,10 @@ def _seconds(result: Measurements) -> list[float]:
         if unit not in NANOSECONDS:
             raise ValueError(f"{name} is in {unit}; this format holds times ({', '.join(NANOSECONDS)})")
     return [NANOSECONDS[unit] / 1e9 for unit in result.units]
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _milliseconds(created: str) -> int:

@@ -1,6 +1,7 @@
 """The text of one pull-request comment, which updates itself: whoever posts it looks for the hidden first line.
 
-GitHub takes comments of 65,536 characters; what is longer loses cells from the end of the full table, and says so.
+GitHub takes comments of 65,536 characters. Every part that can grow has its share; what does not fit is
+counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from puzzlebench.comparing.words import (
 )
 
 _ROOM: Final = 60_000
+_ROOM_MATTER: Final = 25_000
+_ROOM_LIST: Final = 6_000
+_LONGEST_NAME: Final = 200
+_MARKUP: Final = re.compile(r"[\\`*\[\]|~!@:$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _OPEN_SHOWN: Final = 10
 
 
@@ -48,31 +53,34 @@ def comment(comparison: Comparison, *, name: str = "benchmarks", title: str = "B
     head = [marker(name), f"### {_text(title)}: {_summary(comparison)}", "", _text(suite_line(comparison) + "."), ""]
     matter = [*comparison.of("SLOWER"), *comparison.of("FASTER")]
     if matter:
-        head += [*_table(comparison, matter), ""]
+        head += [*_fitting(_table(comparison, matter), _ROOM_MATTER, "slower or faster cells"), ""]
     for names, what in ((comparison.missing, "Missing in NEW"), (comparison.appeared, "Only in NEW")):
         if names:
             head += [f"{what}: {', '.join(map(_code, names[:_OPEN_SHOWN]))}{_rest(len(names), _OPEN_SHOWN)}.", ""]
     if comparison.labels:
-        head += ["Differs between BASE and NEW:", *(f"- {_text(label)}" for label in comparison.labels), ""]
+        labels = [f"- {_text(label)}" for label in comparison.labels]
+        head += ["Differs between BASE and NEW:", *_fitting(labels, _ROOM_LIST, "differences"), ""]
     if confirmed:
         head += [_text(confirmed), ""]
     foot = ["<details><summary>How to read this</summary>", "", _text(basis_line(comparison)) + ".", ""]
     foot += [f"- {_text(line)}" for line in HOW_TO_READ]
-    foot += [f"- {_text(note)}" for note in comparison.notes]
+    foot += _fitting([f"- {_text(note)}" for note in comparison.notes], _ROOM_LIST, "notes")
     foot += [f"- BASE {_code(comparison.revisions[0] or 'unknown')}, NEW {_code(comparison.revisions[1] or 'unknown')}"]
     foot += ["", "</details>", ""]
     cells = [cell for verdict in VERDICTS for cell in comparison.of(verdict)]
     fixed = len("\n".join([*head, *foot]))
-    rows = _table(comparison, cells)
-    kept, room = 0, _ROOM - fixed
-    for row in rows:
-        room -= len(row) + 1
-        if room < 0:
-            break
-        kept += 1
-    cut = ["", f"{len(rows) - kept} cells did not fit into a comment."] if kept < len(rows) else []
-    body = [f"<details><summary>All {len(cells)} cells</summary>", "", *rows[:kept], *cut, "", "</details>", ""]
+    rows = _fitting(_table(comparison, cells), _ROOM - fixed, "cells")
+    body = [f"<details><summary>All {len(cells)} cells</summary>", "", *rows, "", "</details>", ""]
     return "\n".join([*head, *body, *foot])
+
+
+def _fitting(lines: list[str], room: int, what: str) -> list[str]:
+    """The first lines that fit into so many characters, and how many did not."""
+    for kept, line in enumerate(lines):
+        room -= len(line) + 1
+        if room < 0:
+            return [*lines[:kept], "", f"{len(lines) - kept} {what} did not fit into a comment."]
+    return lines
 
 
 def _summary(comparison: Comparison) -> str:
@@ -107,6 +115,8 @@ def _text(words: str) -> str:
 
 
 def _code(words: str) -> str:
-    """A name as code, whatever is in it: a pipe would end a table's cell, a backtick the code."""
-    escaped = html.escape(words).replace("|", "&#124;").replace("`", "&#96;")
-    return f"<code>{' '.join(escaped.split())}</code>"
+    """A name as code, whatever is in it: Markdown inside HTML is Markdown still, unless written as entities."""
+    if len(words) > _LONGEST_NAME:
+        words = f"{words[: _LONGEST_NAME - 1]}…"
+    escaped = _MARKUP.sub(lambda found: f"&#{ord(found.group())};", html.escape(" ".join(words.split())))
+    return f"<code>{escaped}</code>"

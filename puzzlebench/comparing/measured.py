@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 
+from puzzlebench.comparing.fingerprints import find_differences
 from puzzlebench.digest import short_digest
 from puzzlebench.measuring.statistics import median_and_error
 from puzzlebench.profiling.arrays import FloatArray
@@ -23,6 +24,7 @@ SCHEMA_VERSION: Final = 1
 Kind: TypeAlias = Literal["bench", "cost_table", "pytest_benchmark"]
 NANOSECONDS: Final = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 """The units of time that files may have."""
+_LEAST_SAMPLES: Final = 3  # the range of fewer says nothing of how well their median is known
 _WIDTH: Final = 2 * 1.96  # of a 95 % interval, in standard errors
 _BUSY: Final = 0.1  # share of the processors that others took, above which a session is called disturbed
 _TABLE_KEYS: Final = {
@@ -39,11 +41,15 @@ class Measurements:
         cells: C names, "group/what", each once.
         units: of the medians, one for each cell.
         medians: (S, C), above 0, NaN where a session lacks a cell.
-        errors: (S, C), standard error of the log of each median from its own session's samples; 0 where unknown.
+        errors: (S, C), standard error of the log of each median from its own session's samples; NaN where unknown.
+        calm, taken: (S, C), the share of a session's samples behind its median, and their number before the others were
+            set aside; NaN where unknown. None where the file keeps all samples or does not say.
         fingerprint: of the machine and what was measured with, as in JSON.
         revision: the commit, where it is known.
         created: an ISO date and time, or "".
         source: where it comes from, for messages.
+        skipped: cells that some session did not measure, and why.
+        conditions: what the machine did meanwhile, over sessions: `sm_clock_mhz` (median), `throttled_share` (mean).
         notes: what a reader must know, one sentence each.
     """
 
@@ -57,6 +63,10 @@ class Measurements:
     created: str = ""
     source: str = "result"
     notes: tuple[str, ...] = field(default=())
+    calm: FloatArray | None = None
+    taken: FloatArray | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first thing that is wrong."""
@@ -73,13 +83,22 @@ class Measurements:
             session, cell = (int(places[0]) for places in np.nonzero(wrong))
             value = float(self.medians[session, cell])
             raise ValueError(f"{self.source}: {self.cells[cell]} must be finite and above 0, not {value!r}")
-        if not (np.isfinite(self.errors) & (self.errors >= 0)).all():
+        for shares in (self.calm, self.taken):
+            if shares is not None and shares.shape != shape:
+                raise ValueError(f"{self.source}: shares of calm samples of {shares.shape} do not fit {shape}")
+        if np.isinf(self.errors).any() or (self.errors < 0).any():
             raise ValueError(f"{self.source}: an interval is not finite or the wrong way round")
 
     @property
     def sessions(self) -> int | None:
         """Fresh processes behind every number; None where the file has intervals in their place."""
         return None if self.kind == "cost_table" else len(self.medians)
+
+    def only(self, sessions: Sequence[int]) -> Self:
+        """The same of some sessions, in this order."""
+        rows = list(sessions)
+        calm, taken = (None if one is None else one[rows] for one in (self.calm, self.taken))
+        return replace(self, medians=self.medians[rows], errors=self.errors[rows], calm=calm, taken=taken)
 
 
 def read_measurements(path: Path) -> Measurements:
@@ -119,7 +138,7 @@ def _bench(path: Path, stated: Mapping[str, Any]) -> Measurements:
         raise ValueError(f"{path} has schema version {version!r}; this version reads {SCHEMA_VERSION}")
     sessions = [
         {
-            name: (cell["unit"], float(cell["median"]), _log_error(cell.get("low"), cell.get("high")))
+            name: (cell["unit"], float(cell["median"]), _log_error(cell, f"{path}: {name}"), *_calm(cell))
             for name, cell in session["cells"].items()
         }
         for session in stated["sessions"]
@@ -139,7 +158,19 @@ def _bench(path: Path, stated: Mapping[str, Any]) -> Measurements:
         created=str(stated.get("created", "")),
         source=str(path),
         notes=tuple(notes),
+        skipped=dict(stated.get("skipped") or {}),
+        conditions=_conditions(stated["sessions"]),
     )
+
+
+def _conditions(sessions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    known = {
+        key: [float(one[key]) for one in sessions if one.get(key) is not None]
+        for key in ("sm_clock_mhz", "throttled_share")
+    }
+    return {
+        key: float(np.median(values) if "clock" in key else np.mean(values)) for key, values in known.items() if values
+    }
 
 
 def _pytest_benchmark(path: Path, stated: Mapping[str, Any]) -> Measurements:
@@ -147,13 +178,14 @@ def _pytest_benchmark(path: Path, stated: Mapping[str, Any]) -> Measurements:
     for one in stated["benchmarks"]:
         stats = one["stats"]
         data = np.asarray(stats.get("data") or [], dtype=np.float64)
-        median, error = float(stats["median"]), 0.0
-        if len(data) > 1 and (data > 0).all():
+        median, error = float(stats["median"]), math.nan
+        if len(data) >= _LEAST_SAMPLES and (data > 0).all():
             median, error = median_and_error(data)
-        elif stats.get("rounds", 0) > 1 and median > 0:  # of a median: 1.25 standard deviations, 1.35 to a range
+        elif stats.get("rounds", 0) >= _LEAST_SAMPLES and median > 0:
+            # Of a median: 1.25 standard deviations, 1.35 to a range.
             error = 1.2533 * float(stats["iqr"]) / 1.349 / math.sqrt(stats["rounds"]) / median
         name = (one.get("extra_info") or {}).get("cell") or "_".join(str(one["fullname"]).split())
-        session[str(name)] = ("us", median * 1e6, error)
+        session[str(name)] = ("us", median * 1e6, error, math.nan, math.nan)
     return _of_sessions(
         [session],
         fingerprint=_pytest_machine(stated["machine_info"]),
@@ -165,7 +197,9 @@ def _pytest_benchmark(path: Path, stated: Mapping[str, Any]) -> Measurements:
 
 
 def _pytest_machine(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of pytest-benchmark's machine that the project's own fingerprint has too, under its names."""
+    """The project's own fingerprint, if `pytest benchmarks/` put it there; else what pytest-benchmark knows."""
+    if isinstance(own := machine.get("puzzlebench"), Mapping):
+        return dict(own)
     cpu = machine.get("cpu") or {}
     return {
         "python": machine.get("python_version"),
@@ -220,28 +254,48 @@ def _cost_table(path: Path) -> Measurements:
     )
 
 
-def _log_error(low: object, high: object) -> float:
-    """From a 95 % interval; 0 where there is none."""
-    if not isinstance(low, int | float) or not isinstance(high, int | float) or low <= 0:
-        return 0.0
-    return math.log(high / low) / _WIDTH if high >= low else math.nan
+def _log_error(cell: Mapping[str, Any], name: str) -> float:
+    """From a 95 % interval; NaN where there is none, or too few samples for one."""
+    low, high = cell.get("low"), cell.get("high")
+    if low is None or high is None or cell.get("samples", _LEAST_SAMPLES) < _LEAST_SAMPLES:
+        return math.nan
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"{name}: an interval is not above 0, not finite or the wrong way round: {low} to {high}")
+    return math.log(high / low) / _WIDTH
 
 
-def _of_sessions(sessions: Sequence[Mapping[str, tuple[str, float, float]]], **facts: Any) -> Measurements:
-    """From (unit, median, error) by name in each session; cells in the order in which they first appear."""
+def _calm(cell: Mapping[str, Any]) -> tuple[float, float]:
+    """(share of calm samples, samples taken)."""
+    samples, taken = cell.get("samples"), cell.get("taken")
+    return (samples / taken, float(taken)) if samples is not None and taken else (math.nan, math.nan)
+
+
+_Cell: TypeAlias = tuple[str, float, float, float, float]
+"""Unit, median, error, share of calm samples, samples taken."""
+
+
+def _of_sessions(sessions: Sequence[Mapping[str, _Cell]], **facts: Any) -> Measurements:
+    """From the cells of each session by name; in the order in which they first appear."""
     units: dict[str, str] = {}
     for session in sessions:
-        for name, (unit, _, _) in session.items():
+        for name, (unit, *_) in session.items():
             if units.setdefault(name, unit) != unit:
                 raise ValueError(f"{facts['source']}: {name} is in {units[name]} and in {unit}")
-    medians = np.full((len(sessions), len(units)), np.nan)
-    errors = np.zeros_like(medians)
+    values = np.full((4, len(sessions), len(units)), np.nan)
     for row, session in enumerate(sessions):
         for column, name in enumerate(units):
             if name in session:
-                _, medians[row, column], errors[row, column] = session[name]
+                values[:, row, column] = session[name][1:]
+    medians, errors, calm, taken = values
+    known = bool(np.isfinite(calm).any())
     return Measurements(
-        cells=tuple(units), units=tuple(map(str, units.values())), medians=medians, errors=errors, **facts
+        cells=tuple(units),
+        units=tuple(map(str, units.values())),
+        medians=medians,
+        errors=errors,
+        calm=calm if known else None,
+        taken=taken if known else None,
+        **facts,
     )
 
 
@@ -251,12 +305,13 @@ def _stack(results: Sequence[Measurements], source: str) -> Measurements:
     for one in results:
         if one.kind != "pytest_benchmark":
             raise ValueError(f"{one.source}: only pytest-benchmark files make a result together; give this one itself")
-        for what, mine, its in (
-            ("machine", first.fingerprint, one.fingerprint),
-            ("commit", first.revision, one.revision),
-        ):
-            if mine != its:
-                raise ValueError(f"{source}: {first.source} and {one.source} are not of one {what}: {mine} and {its}")
+        both = f"{source}: {first.source} and {one.source}"
+        if first.revision != one.revision:
+            raise ValueError(f"{both} are not of one commit: {first.revision} and {one.revision}")
+        found = find_differences(first.fingerprint, one.fingerprint)
+        if differ := (*found.refused, *found.labelled):
+            what, mine, its = differ[0].key, differ[0].base, differ[0].new
+            raise ValueError(f"{both} are not of one machine and its libraries: {what} {mine} and {its}")
     return _of_sessions(
         list(_rows(results)),
         fingerprint=first.fingerprint,
@@ -267,9 +322,9 @@ def _stack(results: Sequence[Measurements], source: str) -> Measurements:
     )
 
 
-def _rows(results: Iterable[Measurements]) -> Iterable[dict[str, tuple[str, float, float]]]:
+def _rows(results: Iterable[Measurements]) -> Iterable[dict[str, _Cell]]:
     for one in results:
         yield {
-            name: (unit, float(median), float(error))
+            name: (unit, float(median), float(error), math.nan, math.nan)
             for name, unit, median, error in zip(one.cells, one.units, one.medians[0], one.errors[0], strict=True)
         }

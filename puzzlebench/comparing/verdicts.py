@@ -1,27 +1,44 @@
 """FASTER, SLOWER, SAME or AMBIGUOUS: for every cell of two results, and once for what all cells share.
 
-A cell is SLOWER or FASTER if its ratio differs for certain (Student's t over sessions, Benjamini-Hochberg over cells)
-and by more than a band that nobody minds; SAME if its 95 % interval lies inside the band; else AMBIGUOUS. Samples
-inside a session give no verdict: they do not know what the next process would have seen.
+A cell of paired sessions is SLOWER or FASTER if there is a difference for certain (Student's t over sessions,
+Benjamini-Hochberg over cells) and the estimate is beyond a band that nobody minds; its interval may reach into the
+band. It is SAME if its 95 % interval lies inside the band; else AMBIGUOUS. Samples inside a session give no verdict:
+they do not know what the next process would have seen.
+
+Medians do not see what happens now and then. So a cell is neither SAME nor FASTER if two or more sessions of one side
+stood far out, or if the shares of calm samples behind the medians differ for certain. A cell that all sessions of BASE
+have and some of NEW lack is missing.
 
 A shift common to all cells is one finding of the suite, not one of each cell. As long as the suite is known to stand
 still, a cell's own ratio is judged. Otherwise its ratio relative to the suite is; in paired sessions its own must be
 beyond the band too, since the machine explains no shift there and a cell that kept its time is not slower because the
-others gained. Two results of different times cannot tell the machine from the code: their common shift is said to be of
-either and does not fail. Their cells wander apart by themselves, so the test there is of a difference beyond the band,
-not of any difference: 5 % may stay AMBIGUOUS where paired sessions find it.
+others gained; and while the suite is AMBIGUOUS there, a cell is SAME only if its own ratio is inside the band.
+
+Two results of different times cannot tell the machine from the code: their common shift is said to be of either and
+does not fail. Their cells wander apart by themselves, so the test there is of a difference beyond the band, not of any
+difference: 5 % may stay AMBIGUOUS where paired sessions find it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from puzzlebench.comparing.estimates import LEAST_CELLS, Ratios, interval_ratios, paired_ratios, unpaired_ratios
-from puzzlebench.comparing.fingerprints import check_comparable
+from puzzlebench.comparing.doubts import calm_shares, doubt_notes, find_doubts
+from puzzlebench.comparing.estimates import (
+    LEAST_CELLS,
+    Ratios,
+    benjamini_hochberg,
+    interval_ratios,
+    paired_ratios,
+    quotient,
+    session_floor,
+    unpaired_ratios,
+)
+from puzzlebench.comparing.fingerprints import check_comparable, condition_labels
 from puzzlebench.comparing.measured import Measurements
 from puzzlebench.estimate import Interval
 from puzzlebench.profiling.arrays import BoolArray, FloatArray
@@ -32,7 +49,8 @@ BAND: Final = 0.02
 RATE: Final = 0.01
 AMBIGUOUS_SHARE: Final = 0.1
 """Of the cells, above which a strict reader is told that the comparison cannot tell."""
-_MOST_SESSIONS: Final = 200  # beyond, "more sessions" is no advice
+MOST_SESSIONS: Final = 200
+"""Beyond, "more sessions" is no advice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +65,7 @@ class CellVerdict:
         sessions: behind it, the fewer of both sides; None where the files' own intervals stand for them.
         more_sessions: how many more on each side would settle it if it goes on like this; None where it is settled, or
             no reasonable number would.
+        doubt: what forbids to call it SAME or FASTER, whatever the medians say; empty where nothing does.
     """
 
     name: str
@@ -59,6 +78,7 @@ class CellVerdict:
     verdict: Verdict
     sessions: int | None
     more_sessions: int | None = None
+    doubt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +107,8 @@ class Comparison:
         relative: cells are judged relative to the suite, which moved or is not known to stand still.
         paired: sessions ran next to each other.
         sessions: of BASE and NEW; None where a file's own intervals stand for them.
-        missing, appeared: names that only BASE, and only NEW has.
+        missing: names that only BASE has, or all sessions of BASE and not all of NEW.
+        appeared: names that only NEW has.
         labels: differences of the machines or settings, a line each.
         notes: what else a reader must know, a line each.
         revisions: of BASE and NEW; None where unknown.
@@ -128,11 +149,15 @@ def exit_code(
     allow_missing: bool = False,
     ambiguous_share: float = AMBIGUOUS_SHARE,
 ) -> int:
-    """1 if a cell or the suite is slower or a cell is missing, 4 if a strict reader cannot tell, else 0."""
+    """1 if a cell or the suite is slower or a cell is missing, 4 if a strict reader cannot tell, else 0.
+
+    A strict reader cannot tell where many cells are AMBIGUOUS, where the suite is, or where that
+    is slower and it may be the machine.
+    """
     if comparison.of("SLOWER") or comparison.suite_slower or (comparison.missing and not allow_missing):
         return 1
     ambiguous = len(comparison.of("AMBIGUOUS")) > ambiguous_share * len(comparison.cells)
-    moved = comparison.suite is not None and comparison.suite.verdict == "SLOWER"
+    moved = comparison.suite is not None and comparison.suite.verdict in ("SLOWER", "AMBIGUOUS")
     return 4 if strict and (ambiguous or moved) else 0
 
 
@@ -154,27 +179,37 @@ def compare(
         across: compare although the machines or settings differ.
 
     Raises:
-        ValueError: the fingerprints forbid it, no cell is in both, a cell's units differ, paired results have unlike
-            numbers of sessions, or an option is out of range.
+        ValueError: the kinds of results or the fingerprints forbid it, no cell is in both, a cell's units differ,
+            paired results have unlike numbers of sessions, or an option is out of range.
     """
     if not 0 < band < 1:
         raise ValueError(f"the band must be a share above 0 and below 1, such as 0.02, not {band}")
     if not 0 < rate < 0.5:
         raise ValueError(f"the rate of false findings must be above 0 and below 0.5, such as 0.01, not {rate}")
-    if (base.kind == "cost_table") != (new.kind == "cost_table"):
-        raise ValueError(f"a cost table compares with cost tables only: {base.source} is {base.kind}, {new.source} not")
+    if base.kind != new.kind:
+        raise ValueError(
+            f"{base.source} is a {base.kind} and {new.source} a {new.kind}, whose times are different statistics; "
+            "compare results of one kind"
+        )
     labels = check_comparable(base.fingerprint, new.fingerprint, across=across)
+    labels += condition_labels(base.conditions, new.conditions)
     places = {name: place for place, name in enumerate(base.cells)}
-    names = [name for name in new.cells if name in places]
+    failed = _failed(base, new, places)
+    names = [name for name in new.cells if name in places and name not in failed]
     if not names:
         raise ValueError(f"{base.source} and {new.source} have no cell in common: {base.cells[0]}, {new.cells[0]}")
-    mine, its = [places[name] for name in names], [place for place, name in enumerate(new.cells) if name in places]
-    units, common = [new.units[place] for place in its], set(names)
+    common = set(names)
+    mine, its = [places[name] for name in names], [place for place, name in enumerate(new.cells) if name in common]
+    units = [new.units[place] for place in its]
     for name, first, second in zip(names, (base.units[place] for place in mine), units, strict=True):
         if first != second:
             raise ValueError(f"{name} is in {first} in {base.source} and in {second} in {new.source}")
     ratios = _ratios(base, new, mine, its, paired=paired)
     suite, relative = _judge_suite(ratios, band=band, rate=rate, paired=paired)
+    doubts = find_doubts(ratios, calm_shares(base, new, mine, its, paired=paired, rate=rate), band=band)
+    missing = tuple(name for name in base.cells if name not in common)
+    notes = [*base.notes, *new.notes, *_notes(base, new, ratios, paired=paired), *doubt_notes(doubts)]
+    notes += [f"{name} in NEW: {why}" for name in missing if (why := new.skipped.get(name) or failed.get(name))]
     cells = _judge(
         ratios,
         suite,
@@ -185,6 +220,7 @@ def compare(
         names=names,
         units=units,
         values=(_typical(base.medians[:, mine]), _typical(new.medians[:, its])),
+        doubts=doubts,
     )
     return Comparison(
         cells=cells,
@@ -194,10 +230,10 @@ def compare(
         band=band,
         rate=rate,
         sessions=(base.sessions, new.sessions),
-        missing=tuple(name for name in base.cells if name not in common),
-        appeared=tuple(name for name in new.cells if name not in common),
+        missing=missing,
+        appeared=tuple(name for name in new.cells if name not in places),
         labels=labels,
-        notes=tuple(dict.fromkeys((*base.notes, *new.notes, *_notes(base, new, ratios, paired=paired)))),
+        notes=tuple(dict.fromkeys(notes)),
         revisions=(base.revision, new.revision),
     )
 
@@ -209,11 +245,19 @@ def _ratios(base: Measurements, new: Measurements, mine: list[int], its: list[in
         if paired:
             raise ValueError("cost tables have no sessions to pair; compare them unpaired")
         return interval_ratios(medians[0][0], medians[1][0], errors[0][0], errors[1][0])
-    floors = [
-        np.where(np.isfinite(median), error**2, 0).sum(axis=0) / np.maximum(np.isfinite(median).sum(axis=0), 1)
-        for median, error in zip(medians, errors, strict=True)
-    ]
+    floors = [session_floor(error) for error in errors]
     return paired_ratios(*medians, floors[0] + floors[1]) if paired else unpaired_ratios(*medians, *floors)
+
+
+def _failed(base: Measurements, new: Measurements, places: Mapping[str, int]) -> dict[str, str]:
+    """Cells that every session of BASE has and not every one of NEW, and in how many they failed."""
+    whole: list[bool] = [bool(np.isfinite(column).all()) for column in base.medians.T]
+    lacking: list[int] = [int(np.isnan(column).sum()) for column in new.medians.T]
+    return {
+        name: f"failed in {count} of {len(new.medians)} sessions"
+        for name, count in zip(new.cells, lacking, strict=True)
+        if count and name in places and whole[places[name]]
+    }
 
 
 def _notes(base: Measurements, new: Measurements, ratios: Ratios, *, paired: bool) -> list[str]:
@@ -236,7 +280,7 @@ def _judge_suite(ratios: Ratios, *, band: float, rate: float, paired: bool) -> t
     if not ratios.suite:
         return None, False
     edge, error = np.log1p(band), np.sqrt(ratios.level_variance)
-    p = float(2 * student.sf(_over(abs(ratios.level), error), ratios.level_degrees))
+    p = float(2 * student.sf(quotient(abs(ratios.level), error), ratios.level_degrees))
     half = float(student.ppf(0.975, ratios.level_degrees) * error)
     if p <= rate / 2 and abs(ratios.level) > edge:
         verdict: Verdict = "SLOWER" if ratios.level > 0 else "FASTER"
@@ -259,6 +303,7 @@ def _judge(
     names: Sequence[str],
     units: Sequence[str],
     values: tuple[FloatArray, FloatArray],
+    doubts: Sequence[str],
 ) -> tuple[CellVerdict, ...]:
     from scipy.stats import t as student
 
@@ -268,9 +313,9 @@ def _judge(
     adjusted = np.ones(len(names))
     error = np.sqrt(np.where(usable, ratios.variance, np.inf))
     least = 0.0 if paired else edge  # see the module's text: cells of different times must be further apart
-    tests = np.minimum(2 * student.sf(_over(np.abs(ratios.relative) - least, error), ratios.degrees), 1.0)
+    tests = np.minimum(2 * student.sf(quotient(np.abs(ratios.relative) - least, error), ratios.degrees), 1.0)
     if paired or suite is not None:  # with few cells of different times nothing tells the machine from the code
-        adjusted[usable] = _benjamini_hochberg(tests[usable])
+        adjusted[usable] = benjamini_hochberg(tests[usable])
     half = student.ppf(0.975, ratios.degrees) * error
     common = 0.0 if suite is None else np.log(suite.ratio.high / suite.ratio.value)
     own_half = half if tables else np.hypot(half, common)  # a table's interval holds the common part already
@@ -278,16 +323,23 @@ def _judge(
     beyond = np.abs(judged) > edge
     if relative and paired:
         beyond &= (np.abs(ratios.own) > edge) & (np.sign(ratios.own) == np.sign(ratios.relative))
-    found = (adjusted <= rate) & beyond
+    certain = np.array([not doubt for doubt in doubts])
+    found = (adjusted <= rate) & beyond & (certain | (judged > 0))
     same = ~found & (np.abs(judged) + reach <= edge)
+    if relative and paired and suite is not None and suite.verdict == "AMBIGUOUS":
+        open_suite = same & (np.abs(ratios.own) > edge)
+        same &= ~open_suite
+        doubts = [doubt or "the suite is open" * bool(one) for doubt, one in zip(doubts, open_suite, strict=True)]
+        certain &= ~open_suite
     by_own = np.full(len(names), not relative)
     if relative and paired:  # a cell that kept its time is the same, however the others moved
         same |= ~found & (np.abs(ratios.own) + own_half <= edge)
         by_own = (np.abs(ratios.own) <= edge) & (np.abs(ratios.relative) > edge)
+    same &= certain
     more = _more_sessions(
         ratios,
         np.where(by_own, ratios.own, judged),
-        usable & ~found & ~same & ~tables,
+        usable & ~found & ~same & ~tables & certain,
         edge=edge,
         least=least,
         rate=rate * max(int(found.sum()), 1),
@@ -310,6 +362,7 @@ def _judge(
                 verdict=verdict,
                 sessions=None if tables else int(ratios.counts[place]),
                 more_sessions=more[place],
+                doubt=doubts[place],
             )
         )
     return tuple(cells)
@@ -340,13 +393,13 @@ def _more_sessions(
     answers: list[int | None] = [None] * len(judged)
     places = np.flatnonzero(unsettled)
     now = ratios.counts[places, None]
-    total = now + np.arange(1, _MOST_SESSIONS + 1)  # (cells, further sessions)
+    total = now + np.arange(1, MOST_SESSIONS + 1)  # (cells, further sessions)
     fixed = ratios.fixed[places, None]
     variance = (ratios.variance[places, None] - fixed) * now / total + fixed
     degrees = ratios.degrees[places, None] + total - now
     away = np.abs(judged[places, None])
     half = np.hypot(student.ppf(0.975, degrees) * np.sqrt(variance), common[places, None] * np.sqrt(now / total))
-    apart = _over(np.abs(ratios.relative[places, None]) - least, np.sqrt(variance))
+    apart = quotient(np.abs(ratios.relative[places, None]) - least, np.sqrt(variance))
     certain = 2 * student.sf(apart, degrees) <= rate / len(judged)
     settled = np.where(away <= edge, away + half <= edge, certain)
     for place, row in zip(places, settled, strict=True):
@@ -355,26 +408,12 @@ def _more_sessions(
     return answers
 
 
-def _benjamini_hochberg(tests: FloatArray) -> FloatArray:
-    """Adjusted p-values (Benjamini and Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    adjusted: FloatArray = false_discovery_control(tests) if len(tests) else tests
-    return adjusted
-
-
 def _typical(medians: FloatArray) -> FloatArray:
     logs = np.log(medians)
     measured = np.isfinite(logs)
     with np.errstate(invalid="ignore"):
         means: FloatArray = np.exp(np.where(measured, logs, 0).sum(axis=0) / measured.sum(axis=0))
     return means
-
-
-def _over(distance: Any, error: Any) -> Any:
-    """Their quotient; infinite where there is a distance without any error, 0 where there is neither."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.divide(distance, error), nan=0.0, posinf=np.inf)
 
 
 def _interval(log: float, half: float) -> Interval:

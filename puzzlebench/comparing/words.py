@@ -6,17 +6,21 @@ import math
 from dataclasses import asdict
 from typing import Any, Final
 
-from puzzlebench.comparing.verdicts import VERDICTS, CellVerdict, Comparison
+from puzzlebench.comparing.verdicts import MOST_SESSIONS, VERDICTS, CellVerdict, Comparison
 from puzzlebench.estimate import Interval
 
 NOTHING: Final = "–"
 HOW_TO_READ: Final = (
     "A change is NEW's time over BASE's, less one: above 0 is slower. Brackets hold the 95 % interval over sessions "
     "(fresh processes).",
-    "SLOWER and FASTER: the change is certain (Student's t over sessions, Benjamini-Hochberg over cells) and larger "
-    "than the band. SAME: the whole interval lies inside the band. AMBIGUOUS: neither; more sessions would tell.",
-    "What all cells share is judged once, as the suite. While it is not known to stand still, cells are judged "
-    "relative to it; in paired sessions a cell that kept its own time is SAME as well.",
+    "SLOWER and FASTER, in paired sessions: that there is a difference is certain (Student's t over sessions, "
+    "Benjamini-Hochberg over cells), and the measured change is larger than the band; its interval may reach into the "
+    "band. In sessions of two times it is certain that the difference is larger than the band.",
+    "SAME: the whole interval lies inside the band, at most one session of each side stood far out, and the shares of "
+    "calm samples are alike. AMBIGUOUS: neither; its row says what would settle it, or why nothing does.",
+    "What all cells share is judged once, as the suite. Unless it is known to stand still, cells are judged relative "
+    "to it. In paired sessions a cell that kept its own time is SAME as well, and while the suite is AMBIGUOUS a cell "
+    "is SAME only if its own change is inside the band too.",
 )
 
 
@@ -79,11 +83,13 @@ def basis_line(comparison: Comparison) -> str:
 
 
 def more_sessions(cell: CellVerdict) -> str:
-    """What would settle an open cell."""
+    """What would settle an open cell, or why nothing does."""
     if cell.verdict != "AMBIGUOUS":
         return ""
+    if cell.doubt:
+        return cell.doubt
     if cell.more_sessions is None:
-        return "not by more sessions alone"
+        return f"not by {MOST_SESSIONS} more sessions"
     return f"{cell.more_sessions} more session{'s' if cell.more_sessions > 1 else ''}"
 
 

@@ -2,7 +2,7 @@
 
 A pair is one fresh process of either revision, one after the other, the order reversed from pair to pair (ABBA), so
 that a machine that slows down meanwhile slows both. Cells that would fail are measured again, in as many fresh
-processes, and fail only if they are slower there, too. Both revisions run NEW's benchmarks, under paths and
+processes, and fail only if something is slower there, too. Both revisions run NEW's benchmarks, under paths and
 environments of the same length: a longer one moves the stack.
 """
 
@@ -11,14 +11,23 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from puzzlebench.benching.job import Bench, Program, keep_stated, merge_sessions, run_fresh, session_share
+from puzzlebench.benching.job import (
+    Bench,
+    Program,
+    check_alike,
+    keep_stated,
+    merge_sessions,
+    run_fresh,
+    session_share,
+)
 from puzzlebench.comparing.measured import Measurements, read_measurements
-from puzzlebench.comparing.verdicts import AMBIGUOUS_SHARE, BAND, RATE, CellVerdict, Comparison, compare, exit_code
+from puzzlebench.comparing.verdicts import AMBIGUOUS_SHARE, BAND, RATE, Comparison, compare, exit_code
 from puzzlebench.comparing.words import comparison_json
 from puzzlebench.files import locked, make_folder, write_text
 from puzzlebench.gating import trees
@@ -86,13 +95,12 @@ class GateResult:
     """What a gate found.
 
     Attributes:
-        comparison: the first look, with the second's numbers in the cells that were measured again; those it did not
-            confirm are AMBIGUOUS.
+        comparison: what counts, see `confirm`: the second look where there is one.
         first, second: both looks as they were; `second` is None where nothing was measured again.
         confirmed: cells that fail.
         not_confirmed: cells that looked slower once only.
-        suite_slower: all cells are slower, in both looks.
-        results: base and next, as `bench.json` has them.
+        suite_slower: all cells are slower, and that counts.
+        results: base and next of the first look, as `bench.json` has them.
     """
 
     comparison: Comparison
@@ -119,7 +127,9 @@ class GateResult:
         )
         if self.first.suite_slower:
             found += f", the suite was {'' if self.suite_slower else 'not '}slower again"
-        return f"{found} in as many fresh sessions, whose numbers stand here for them."
+        elif self.suite_slower:
+            found += ", this time the whole suite was slower"
+        return f"{found} in as many fresh sessions, whose numbers stand here."
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object; the results are not in it."""
@@ -159,13 +169,30 @@ def run_gate(job: Gate, *, progress: Progress = lambda _share, _stage: None) -> 
         for side, program in programs.items():
             _probe(job, side, program, work)
         names = {"base": base.name, "next": new.name}
-        results = _measure(job, programs, work / "first", names, progress)
+        looks = [_measure(job, programs, work / "first", names, progress)]
         first = _look(job, work / "first")
         second = None
         if job.rerun and (first.of("SLOWER") or first.suite_slower):
-            _measure(job, programs, work / "second", names, lambda share, stage: progress(share, f"again, {stage}"))
+            again: Progress = lambda share, stage: progress(share, f"again, {stage}")  # noqa: E731
+            looks.append(_measure(job, programs, work / "second", names, again))
             second = _look(job, work / "second")
-        return _result(first, second, notes, (base, new), results)
+        return _result(first, second, notes, (base, new), looks)
+
+
+def not_run(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on what BASE and NEW did not measure: failures by name, the rest counted by reason."""
+    notes, counted = [], []
+    for side, result in zip(("BASE", "NEW"), results, strict=True):
+        skipped = result["skipped"]
+        notes += [f"{name} in {side} {why}" for name, why in skipped.items() if why.startswith("failed")]
+        reasons = Counter(why for why in skipped.values() if not why.startswith("failed"))
+        why = ", ".join(f"{why} ({count})" for why, count in reasons.items())
+        counted.append(f"{reasons.total()} benchmarks not run: {why}" if reasons else "")
+    if counted[0] == counted[1]:
+        counted = counted[:1]
+    else:
+        counted = [text and f"{side}: {text}" for side, text in zip(("BASE", "NEW"), counted, strict=True)]
+    return [*notes, *filter(None, counted)]
 
 
 def _stated(job: Gate, base: Revision, new: Revision) -> dict[str, Any]:
@@ -235,6 +262,7 @@ def _measure(
                 progress(done / job.sessions, f"pair {pair + 1} of {job.sessions}")
 
             run_fresh(programs[side], bench.request(pair), files[side], threads=job.threads, tell=tell)
+            check_alike([folder / f"{side}.000.json", files[side]])
     results = []
     for side in SIDES:
         merged = merge_sessions(sorted(folder.glob(f"{side}.[0-9]*.json")), revision=names[side])
@@ -264,11 +292,12 @@ def _result(
     second: Comparison | None,
     notes: list[str],
     revisions: tuple[Revision, Revision],
-    results: tuple[dict[str, Any], dict[str, Any]],
+    looks: Sequence[tuple[dict[str, Any], dict[str, Any]]],
 ) -> GateResult:
     comparison, confirmed, not_confirmed = confirm(first, second)
-    for side, result in zip(("BASE", "NEW"), results, strict=True):
-        notes += [f"{name} in {side} {why}" for name, why in result["skipped"].items() if why.startswith("failed")]
+    for results in looks:
+        comparison = _without_failed(comparison, [result["skipped"] for result in results])
+        notes += [note for note in not_run(results) if note not in notes]
     return GateResult(
         comparison=replace(comparison, notes=(*notes, *comparison.notes)),
         first=first,
@@ -278,33 +307,45 @@ def _result(
         suite_slower=comparison.suite_slower,
         base=revisions[0],
         new=revisions[1],
-        results=results,
+        results=looks[0],
     )
 
 
 def confirm(first: Comparison, second: Comparison | None) -> tuple[Comparison, tuple[str, ...], tuple[str, ...]]:
-    """(what both looks say, cells slower in both, cells slower in the first only).
+    """(what counts, cells that fail, cells that were slower in the first look only).
 
-    A suspect has the second look's numbers, since those of the first were picked for being large, and is AMBIGUOUS
-    where that does not find it slower; so is the suite. Without a second look the first one stands.
+    Whatever the first look found slower, a cell or the suite, the second look says what stands: its numbers, since
+    those of the first were picked for being large, and its verdicts. What is slower in it fails, in whichever form;
+    only a cell that is slower there for the first time, beside others, has been seen once and is AMBIGUOUS. Without
+    a finding or a second look the first one stands.
     """
     suspects = [cell.name for cell in first.of("SLOWER")]
-    if second is None:
+    if second is None or not (suspects or first.suite_slower):
         return first, tuple(suspects), ()
-    again = {cell.name: cell for cell in second.cells}
-    confirmed = tuple(name for name in suspects if name in again and again[name].verdict == "SLOWER")
-    cells = tuple(_second_look(cell, again.get(cell.name), cell.name in confirmed) for cell in first.cells)
-    suite = first.suite
-    if suite is not None and first.suite_slower and not second.suite_slower:
-        suite = replace(second.suite or suite, verdict="AMBIGUOUS")
-    return (
-        replace(first, cells=cells, suite=suite),
-        confirmed,
-        tuple(name for name in suspects if name not in confirmed),
+    seen = {cell.name for cell in first.cells} if first.suite_slower else set(suspects)
+    cells = tuple(
+        replace(cell, verdict="AMBIGUOUS") if cell.verdict == "SLOWER" and cell.name not in seen else cell
+        for cell in second.cells
     )
+    gone = {*first.missing, *second.missing}  # a suspect that neither side measured again is not acquitted
+    gone |= set(suspects) - {cell.name for cell in cells}
+    found = replace(
+        second,
+        cells=tuple(cell for cell in cells if cell.name not in gone),
+        missing=tuple(sorted(gone)),
+        notes=tuple(dict.fromkeys((*first.notes, *second.notes))),
+    )
+    confirmed = tuple(cell.name for cell in found.cells if cell.verdict == "SLOWER")
+    return found, confirmed, tuple(name for name in suspects if name not in confirmed)
 
 
-def _second_look(cell: CellVerdict, again: CellVerdict | None, confirmed: bool) -> CellVerdict:
-    if cell.verdict != "SLOWER":
-        return cell
-    return replace(again or cell, verdict="SLOWER" if confirmed else "AMBIGUOUS")
+def _without_failed(comparison: Comparison, skipped: Sequence[Mapping[str, str]]) -> Comparison:
+    """A benchmark that failed in sessions of NEW and in none of BASE is missing, whatever the other sessions say."""
+    base, new = ({name for name, why in one.items() if why.startswith("failed")} for one in skipped)
+    had = {*comparison.missing, *(cell.name for cell in comparison.cells)}
+    failed = (new - base) & had
+    return replace(
+        comparison,
+        cells=tuple(cell for cell in comparison.cells if cell.name not in failed),
+        missing=tuple(dict.fromkeys((*comparison.missing, *sorted(failed)))),
+    )

@@ -22,8 +22,10 @@ from puzzlebench.errors import first_line
 
 PACKAGE: Final = "puzzlebench"
 SUITE: Final = "puzzlebench/benching"
-_COMPANIONS: Final = ("puzzlebench/measuring/rounds.py",)
-"""What the suite needs of the project that the oldest bases lack; laid beside it where it is missing."""
+_COMPANIONS: Final = tuple(
+    f"puzzlebench/measuring/{name}.py" for name in ("disturbance", "rounds", "statistics", "stopwatch")
+)
+"""The instruments of the suite: two revisions are measured with one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,7 @@ def unpack(root: Path, revision: Revision, folder: Path, *, without: Path | None
 
 
 def lay_suite_over(base: Path, new: Path) -> str | None:
-    """Give BASE the suite of NEW, so that both run the same benchmarks; a line on what that changed, or None.
+    """Give BASE the suite and the instruments of NEW, so that both measure alike; a line on what changed, or None.
 
     A benchmark that the base's code cannot run is missing there, and said to be.
 
@@ -142,15 +144,18 @@ def lay_suite_over(base: Path, new: Path) -> str | None:
     had = _contents(base / SUITE)
     shutil.rmtree(base / SUITE, ignore_errors=True)
     shutil.copytree(new / SUITE, base / SUITE, ignore=shutil.ignore_patterns("__pycache__"))
+    others = []
     for path in _COMPANIONS:
-        if (new / path).is_file() and not (base / path).exists():
+        if (new / path).is_file():
+            if not (base / path).is_file() or (base / path).read_bytes() != (new / path).read_bytes():
+                others.append(Path(path).stem)
             (base / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(new / path, base / path)
     if not had:
         return "BASE has no benchmarks of its own (no puzzlebench.benching): it runs those of NEW"
-    return (
-        None if had == _contents(new / SUITE) else "the benchmarks differ between the revisions: both run those of NEW"
-    )
+    if had != _contents(new / SUITE):
+        return "the benchmarks differ between the revisions: both run those of NEW"
+    return f"BASE is measured with NEW's {', '.join(others)} (puzzlebench.measuring)" if others else None
 
 
 def dependencies(tree: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from puzzlebench.benching import job
-from puzzlebench.benching.job import Bench, Program, keep_stated, merge_sessions, run_bench, run_fresh
+from puzzlebench.benching.job import Bench, Program, keep_stated, merge_reasons, merge_sessions, run_bench, run_fresh
 from puzzlebench.benching.session import Request
 from puzzlebench.comparing.measured import read_measurements
 
@@ -96,12 +96,23 @@ def test_sessions_are_merged_to_a_result_without_raw_samples(tmp_path):
     assert result["disturbed"] == {"others_share": pytest.approx(0.7), "set_aside_share": 0.2, "throttled_share": 0.0}
     assert result["skipped"] == {"kernel/y": "is for GPUs"}
     assert "visits" not in result["sessions"][0]["cells"]["search/x"]
+    for changes in ({"code": "edited"}, {"fingerprint": {"device": "another"}}):
+        files[1].write_text(json.dumps(stated(session=6, **changes)))
+        with pytest.raises(ValueError, match="was measured with another"):
+            merge_sessions(files)
+    files[1].write_text(json.dumps(stated(session=6, fingerprint={"device": "made_up", "git_commit": "d", "date": 1})))
+    assert len(merge_sessions(files)["sessions"]) == 2
     files[0].write_text(json.dumps(stated(schema_version=9)))
     with pytest.raises(ValueError, match="has schema 9; this version reads 1"):
         merge_sessions(files)
     files[0].write_text("{")
     with pytest.raises(ValueError, match="is no session that can be read"):
         merge_sessions(files)
+
+
+def test_what_was_skipped_is_of_all_sessions():
+    reasons = [{"a/x": "is for GPUs"}, {"a/x": "is for GPUs", "a/y": "failed: ValueError: no"}]
+    assert merge_reasons(reasons) == {"a/x": "is for GPUs", "a/y": "failed in 1 of 2 sessions: ValueError: no"}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import itertools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,13 +27,19 @@ def test_a_session_has_a_median_with_its_interval_for_every_benchmark():
     assert set(cells) == {"pipeline/pack_text", "kernel/torch_reference.swiglu.t256.w1024"}
     for cell in cells.values():
         assert cell["unit"] == "us"
-        assert 0 < cell["low"] <= cell["median"] <= cell["high"]
+        assert cell["median"] > 0
+        if cell["samples"] >= 3:
+            assert cell["low"] <= cell["median"] <= cell["high"]
+        else:
+            assert (cell["low"], cell["high"]) == (None, None)
         assert cell["samples"] <= cell["taken"] == sum(map(len, cell["visits"]))
         assert len(cell["visits"]) >= 2
     assert 0 <= found["session"]["set_aside_share"] < 1
     assert 0 <= found["session"]["others_share"] <= 1
     assert {one["stage"] for one in said} == {"preparing", "timing"}
     assert {"torch", "threads", "affinity", "governor", "scipy", "cpu"} <= set(found["fingerprint"])
+    assert found["code"] == session.code_digest()
+    assert len(found["fingerprint"]["suite"]) == 12
     json.dumps(found, allow_nan=False)
 
 
@@ -128,6 +135,29 @@ def test_disturbed_samples_are_set_aside():
     [(_, cell)] = session._cells({"search/x": [calm, [120.0, 300.0]]})
     assert (cell["median"], cell["samples"], cell["taken"]) == (101.5, 4, 6)
     assert dict(session._cells({"search/x": []})) == {}
+
+
+def test_nothing_is_set_aside_on_a_gpu_and_throttled_samples_serve_for_want_of_others():
+    samples = {"block/a": [[100.0, 120.0, 300.0]], "block/b": []}
+    cells = dict(session._cells(samples, {"block/a": [[900.0]], "block/b": [[200.0], [210.0]]}, {"block/a", "block/b"}))
+    assert (cells["block/a"]["median"], cells["block/a"]["samples"]) == (120.0, 3)
+    assert "throttled" not in cells["block/a"]
+    assert (cells["block/b"]["median"], cells["block/b"]["throttled"]) == (205.0, True)
+    assert (cells["block/b"]["low"], cells["block/b"]["high"]) == (None, None)
+
+
+def test_packages_from_elsewhere_are_barred(tmp_path, monkeypatch):
+    inside = str(Path(session.puzzlebench.__file__).parents[1] / "kernels/puzzlebench_kernels/__init__.py")
+    origins = {"puzzlebench_kernels": inside, "puzzlebench_search": str(tmp_path / "puzzlebench_search/__init__.py")}
+    monkeypatch.setattr(
+        session.importlib.util,
+        "find_spec",
+        lambda name: SimpleNamespace(origin=origins[name]) if name in origins else None,
+    )
+    modules = {}
+    monkeypatch.setattr(session.sys, "modules", modules)
+    session._bar_packages_from_elsewhere()
+    assert modules == {"puzzlebench_search": None}
 
 
 def test_slow_is_patterns_and_factors():

@@ -18,7 +18,7 @@ FINGERPRINT = {
 }
 
 
-def make_result(logs, *, names=None, unit="us", **facts):
+def make_result(logs, *, names=None, unit="us", errors=None, **facts):
     """A result whose medians are 100 us times the exponential of (S, C) logs."""
     logs = np.asarray(logs, dtype=np.float64)
     names = names or [f"{('block', 'kernel')[place % 2]}/cell_{place}" for place in range(logs.shape[1])]
@@ -27,7 +27,7 @@ def make_result(logs, *, names=None, unit="us", **facts):
         cells=tuple(names),
         units=(unit,) * len(names),
         medians=100 * np.exp(logs),
-        errors=np.zeros_like(logs),
+        errors=np.zeros_like(logs) if errors is None else errors,
         **stated,
     )
 
@@ -87,7 +87,7 @@ def bench_file(tmp_path):
                 "others_share": 0.0,
                 "cells": {
                     f"block/cell_{column}": {"unit": "us", "median": value, "low": 0.99 * value, "high": 1.01 * value,
-                                             "samples": 20}
+                                             "samples": 20, "taken": 25}
                     for column, value in enumerate(row)
                     if np.isfinite(value)
                 },

@@ -16,6 +16,7 @@ BASE = {
     "cuda": None,
     "threads": 2,
     "engine": "torch",
+    "suite": "0a1b2c",
     "gpu": {"name": "NVIDIA H100 80GB HBM3", "driver_version": "560", "power_limit_w": 700.0, "mig_mode": False},
     "cpu": {"model": "AMD EPYC", "usable_cores": 2, "cache_bytes": {"L3": 1}, "flags": ["avx2"]},
 }
@@ -43,6 +44,7 @@ def changed(**values):
         {"cpu__cache_bytes": {"L3": 2}},
         {"threads": 1},
         {"engine": "triton"},
+        {"suite": "4c5d6e"},
     ],
 )
 def test_another_machine_or_engine_is_refused_unless_asked_for(values):

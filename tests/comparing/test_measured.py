@@ -36,6 +36,36 @@ def test_bench(bench_file):
     np.testing.assert_equal(found.medians, [[10, 20], [11, np.nan]])
     assert found.errors[0, 0] == pytest.approx(0.02 / 3.92, rel=1e-3)
     assert found.fingerprint["cpu"]["model"] == "AMD EPYC"
+    np.testing.assert_equal(found.calm, [[0.8, 0.8], [0.8, np.nan]])
+    np.testing.assert_equal(found.taken, [[25, 25], [25, np.nan]])
+    assert found.only([1, 1]).medians[:, 0].tolist() == [11, 11]
+    assert found.only([1]).calm.shape == (1, 2)
+
+
+@pytest.mark.parametrize("changes", [{"samples": 2}, {"low": None, "high": None}])
+def test_an_interval_of_too_few_samples_is_unknown(bench_file, changes):
+    stated = json.loads(bench_file([[10.0, 20.0], [11.0, 21.0]]).read_text())
+    change_cell(stated, **changes)
+    errors = read_measurements(bench_file([[1.0]], name="few.json", sessions=stated["sessions"])).errors
+    assert np.isnan(errors).tolist() == [[True, False], [False, False]]
+
+
+def test_what_was_skipped_and_what_the_gpu_did(bench_file):
+    stated = json.loads(bench_file([[10.0], [11.0], [12.0]]).read_text())
+    for session, clock in zip(stated["sessions"], (1980.0, 1980.0, 1755.0), strict=True):
+        session |= {"sm_clock_mhz": clock, "throttled_share": 0.1}
+    skipped = {"kernel/x": "needs triton"}
+    base = read_measurements(bench_file([[1.0]], name="gpu.json", sessions=stated["sessions"], skipped=skipped))
+    assert base.skipped == skipped
+    assert base.conditions == pytest.approx({"sm_clock_mhz": 1980.0, "throttled_share": 0.1})
+    for session in stated["sessions"]:
+        session |= {"sm_clock_mhz": 1700.0, "throttled_share": 0.0}
+    new = read_measurements(bench_file([[1.0]], name="slow.json", sessions=stated["sessions"]))
+    assert compare(base, new, paired=True).labels == (
+        "typical SM clock 1980 MHz in BASE, 1700 MHz in NEW",
+        "throttled 10% of the time in BASE, 0% in NEW",
+    )
+    assert compare(new, new, paired=True).labels == ()
 
 
 def test_a_disturbed_session_is_said(bench_file):
@@ -89,9 +119,26 @@ def test_a_folder_of_pytest_benchmark_files_is_as_many_sessions(tmp_path):
     found = read_measurements(tmp_path)
     assert found.sessions == 3
     np.testing.assert_allclose(found.medians[:, 0], [10, 20, 30])
-    write_pytest_benchmark(tmp_path / "3.json", [1e-5], commit="def")
+    last = write_pytest_benchmark(tmp_path / "3.json", [1e-5], commit="def")
     with pytest.raises(ValueError, match="not of one commit"):
         read_measurements(tmp_path)
+    write_pytest_benchmark(last, [1e-5])
+    stated = json.loads(last.read_text())
+    stated["machine_info"]["python_version"] = "3.12.1"
+    last.write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=r"not of one machine and its libraries: python 3\.11\.7 and 3\.12\.1"):
+        read_measurements(tmp_path)
+
+
+def test_a_pytest_benchmark_file_with_the_projects_fingerprint(tmp_path):
+    for place in range(2):
+        path = write_pytest_benchmark(tmp_path / f"{place}.json", [1e-5])
+        stated = json.loads(path.read_text())
+        stated["machine_info"]["puzzlebench"] = {"device": "h100", "suite": "0a1b", "date": f"2026-11-2{place}"}
+        path.write_text(json.dumps(stated))
+    found = read_measurements(tmp_path)
+    assert found.fingerprint == {"device": "h100", "suite": "0a1b", "date": "2026-11-20"}
+    assert found.sessions == 2
 
 
 def change_cell(stated, **changes):

@@ -1,5 +1,6 @@
 """Markdown, JUnit, the page and the terminal say the same, whatever cells are called."""
 
+import html
 import json
 import re
 from xml.etree import ElementTree
@@ -84,6 +85,29 @@ def test_a_comment_fits_github_however_many_cells(result, pairs):
     assert len(text) < 65_536
     assert re.search(r"\d+ cells did not fit", text)
     assert text.count("<details>") == text.count("</details>")
+
+
+def test_a_comment_fits_github_however_many_findings(result, pairs):
+    base, new = pairs(np.random.default_rng(5), 5, 2000, common=0.001, own=0.001)
+    names = [f"block/{'x*' * 30}_{place}" for place in range(2000)]
+    new[:, :900] += 0.1
+    base[:, 900:1300] += 0.1
+    one = result(base, names=names, notes=tuple(f"note {place} {'y' * 80}" for place in range(200)))
+    text = comment(compare(one, result(new, names=names), paired=True))
+    assert len(text) < 65_536
+    assert re.search(r"\d+ slower or faster cells did not fit", text)
+    assert re.search(r"\d+ notes did not fit", text)
+    assert text.count("<details>") == text.count("</details>")
+    assert "*" not in text.replace("**", "")
+
+
+def test_a_name_is_no_markdown(result):
+    names = ["a/*b*", "a/[c](d)", "a/_e_", "a/~f~", "a/g_h", "a/i"]
+    text = comment(compare(result(np.zeros((5, 6)), names=names), result(np.zeros((5, 6)), names=names), paired=True))
+    shown = [html.unescape(name) for name in re.findall("<code>(a/[^<]*)</code>", text)]
+    assert sorted(shown) == sorted(names)
+    assert not re.search(r"<code>[^<]*[*\[\]~][^<]*</code>", text)
+    assert "a/g_h" in text
 
 
 def test_names_cannot_break_the_comment(wild):

@@ -1,6 +1,7 @@
 """How often verdicts are wrong, on made-up sessions whose truth is known. Seeds are fixed: rates do not flicker.
 
-Nothing was tuned on these seeds.
+Nothing was tuned on these seeds. At most 3 alarms in 200 suites: a true rate of 5 % has a chance of 1 % to do that,
+one of 1 % has 86 %.
 """
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from puzzlebench.comparing.verdicts import compare, exit_code
 
 SUITES = 100
+EQUAL = 200
+MOST_ALARMS = 3
 NOISE = {
     "calm": {"common": 0.007, "own": 0.007},
     "restless": {"common": 0.02, "own": 0.01},
@@ -16,6 +19,20 @@ NOISE = {
     "spikes": {"common": 0.007, "own": 0.007, "tails": "spikes"},
     "drift": {"common": 0.007, "own": 0.007, "drift": 0.004},
 }
+
+
+@pytest.fixture
+def generator_of_shares():
+    """Draw (shares, numbers of samples), (S, C) each, of two sides: a load common to a session's cells, and chance."""
+    generator = np.random.default_rng(17)
+
+    def draw(sessions, cells):
+        taken = np.broadcast_to(generator.integers(4, 200, cells), (sessions, cells))
+        for _ in range(2):
+            load = generator.beta(8, 2, (sessions, 1)) * np.exp(0.05 * generator.standard_normal((sessions, cells)))
+            yield generator.binomial(taken, np.minimum(load, 1.0)) / taken, taken.astype(float)
+
+    return draw
 
 
 def rate_of(found):
@@ -26,20 +43,31 @@ def rate_of(found):
 def test_equal_code_rarely_fails(result, pairs, name):
     generator = np.random.default_rng([11, list(NOISE).index(name)])
     alarms = []
-    for suite in range(SUITES):
+    for suite in range(EQUAL):
         base, new = pairs(generator, (3, 5, 10)[suite % 3], 40, **NOISE[name])
         found = compare(result(base), result(new), paired=True)
         alarms.append(exit_code(found) == 1 or bool(found.of("FASTER")))
-    assert rate_of(alarms) <= 0.02
+    assert sum(alarms) <= MOST_ALARMS
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_equal_shares_of_calm_samples_are_rarely_doubted(result, generator_of_shares, paired):
+    doubted = []
+    for _ in range(EQUAL):
+        one, other = (
+            result(np.zeros(share.shape), calm=share, taken=taken) for share, taken in generator_of_shares(8, 40)
+        )
+        doubted.append(any(cell.doubt for cell in compare(one, other, paired=paired).cells))
+    assert sum(doubted) <= MOST_ALARMS
 
 
 def test_small_suites_rarely_fail(result, pairs):
     generator = np.random.default_rng(12)
     alarms = []
-    for suite in range(2 * SUITES):
+    for suite in range(EQUAL):
         base, new = pairs(generator, 5, (1, 3, 6, 9)[suite % 4])
         alarms.append(exit_code(compare(result(base), result(new), paired=True)) == 1)
-    assert rate_of(alarms) <= 0.02
+    assert sum(alarms) <= MOST_ALARMS
 
 
 @pytest.mark.parametrize(
@@ -59,14 +87,14 @@ def test_planted_slow_downs_are_found(result, pairs, planted, sessions, least):
 def test_two_times_rarely_fail_and_find_what_is_large(result, times):
     generator = np.random.default_rng(14)
     alarms, moved, hits = [], [], []
-    for _ in range(SUITES):
+    for _ in range(EQUAL):
         base, new = times(generator, 8, 40)
         found = compare(result(base), result(new), paired=False)
         alarms.append(exit_code(found) == 1)
         moved.append(found.suite.verdict in ("SLOWER", "FASTER"))
         new[:, 7] += np.log1p(0.1)
         hits.append(compare(result(base), result(new), paired=False).cells[7].verdict == "SLOWER")
-    assert rate_of(alarms) <= 0.02
+    assert sum(alarms) <= MOST_ALARMS
     assert rate_of(moved) > 0.3  # the machine did move; that is one finding, and no alarm
     assert rate_of(hits) >= 0.95
 

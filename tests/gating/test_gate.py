@@ -1,7 +1,6 @@
 import json
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -62,14 +61,33 @@ def test_a_finding_that_does_not_come_again_does_not_fail(checkout):
     )
     judged, confirmed, not_confirmed = confirm(suspect, first)
     assert (confirmed, not_confirmed) == ((), (name,))
-    assert {cell.name: cell.verdict for cell in judged.cells}[name] == "AMBIGUOUS"
+    assert {cell.name: cell.verdict for cell in judged.cells}[name] == "SAME"
     judged, confirmed, not_confirmed = confirm(suspect, suspect)
     assert (confirmed, not_confirmed) == ((name,), ())
     assert confirm(suspect, None)[:2] == (suspect, (name,))
-    moved = replace(first, suite=replace(first.suite, verdict="SLOWER"))
-    assert moved.suite_slower
+    assert confirm(first, suspect)[0] is first
+
+
+def test_what_is_slower_twice_in_any_form_fails_with_the_second_looks_numbers(checkout):
+    first = run_gate(gate(checkout, new="main")).first
+    names = [cell.name for cell in first.cells]
+
+    def slow(*chosen):
+        cells = (replace(cell, verdict="SLOWER") if cell.name in chosen else cell for cell in first.cells)
+        return replace(first, cells=tuple(cells))
+
+    moved = replace(first, relative=True, suite=replace(first.suite, verdict="SLOWER", p=0.0))
     assert not confirm(moved, first)[0].suite_slower
-    assert confirm(moved, moved)[0].suite_slower
+    again = replace(moved, suite=replace(moved.suite, p=0.001))
+    assert confirm(moved, again)[0].suite == again.suite
+    assert confirm(moved, slow(names[1]))[:2] == (slow(names[1]), (names[1],))
+    found = confirm(slow(names[1]), moved)[0]
+    assert (found.suite_slower, found.relative) == (True, True)
+    found, confirmed, _ = confirm(slow(names[1]), slow(names[1], names[2]))
+    assert confirmed == (names[1],)
+    assert {cell.name: cell.verdict for cell in found.cells}[names[2]] == "AMBIGUOUS"
+    lost = replace(first, cells=first.cells[2:])
+    assert confirm(slow(names[1]), lost)[0].missing == (names[1],)
 
 
 def test_without_a_second_look_the_first_one_fails(checkout, stages):
@@ -94,11 +112,13 @@ def test_pairs_are_abba_and_both_sides_of_a_pair_are_alike(checkout, tmp_path):
 
 
 def test_a_killed_gate_goes_on_with_whole_pairs(checkout, tmp_path, monkeypatch):
-    work, kept = tmp_path / "work", []
+    work, kept, scratch = tmp_path / "work", [], tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     run = module.run_fresh
 
     def dies(program, request, file, **rest):
-        if file.name == "next.003.json" and not kept:
+        if file.name == "base.003.json" and not kept:  # the second of its pair
             kept.append(file)
             raise KeyboardInterrupt
         return run(program, request, file, **rest)
@@ -106,14 +126,13 @@ def test_a_killed_gate_goes_on_with_whole_pairs(checkout, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "run_fresh", dies)
     with pytest.raises(KeyboardInterrupt):
         run_gate(gate(checkout, work=work))
-    assert not list(Path(tempfile.gettempdir()).glob("puzzlebench-gate-*"))
+    assert not list(scratch.iterdir())
     whole = {file.name: file.stat().st_mtime_ns for file in (work / "first").glob("*.00[0-2].json")}
     assert len(whole) == 6
-    half = (work / "first/base.003.json").exists()
-    stamp = (work / "first/base.003.json").stat().st_mtime_ns if half else None
+    stamp = (work / "first/next.003.json").stat().st_mtime_ns
     assert run_gate(gate(checkout, work=work)).code() == 0
     assert {name: (work / "first" / name).stat().st_mtime_ns for name in whole} == whole
-    assert (work / "first/base.003.json").stat().st_mtime_ns != stamp
+    assert (work / "first/next.003.json").stat().st_mtime_ns != stamp
 
 
 def test_a_folder_of_another_gate_is_refused(checkout):
@@ -131,6 +150,27 @@ def test_a_cell_that_is_gone_fails_and_a_new_one_is_listed(checkout):
     assert result.code() == 1
     assert (result.comparison.missing, result.comparison.appeared) == (("block/cell_0",), ("block/more",))
     assert "block/cell_0 in NEW failed: ValueError: no" in result.comparison.notes
+
+
+def test_a_cell_that_fails_in_some_sessions_of_new_only_is_missing(checkout, monkeypatch):
+    run = module.run_fresh
+
+    def fails(program, request, file, **rest):
+        run(program, request, file, **rest)
+        found = json.loads(file.read_text())
+        found["skipped"] = {"kernel/gpu": "is for GPUs"}
+        if file.name in ("next.001.json", "next.002.json"):
+            del found["session"]["cells"]["block/cell_1"]
+            found["skipped"]["block/cell_1"] = "failed: RuntimeError: no luck"
+        file.write_text(json.dumps(found))
+        return found
+
+    monkeypatch.setattr(module, "run_fresh", fails)
+    result = run_gate(gate(checkout, new="main"))
+    assert (result.code(), result.comparison.missing) == (1, ("block/cell_1",))
+    assert "block/cell_1" not in verdicts(result)
+    assert "block/cell_1 in NEW failed in 2 of 5 sessions: RuntimeError: no luck" in result.comparison.notes
+    assert "1 benchmarks not run: is for GPUs (1)" in result.comparison.notes
 
 
 def test_a_side_that_cannot_run_the_suite_is_named(checkout):

@@ -111,6 +111,9 @@ def test_both_sides_run_the_new_suite(checkout, tmp_path):
     assert (tmp_path / "base/puzzlebench/benching/session.py").read_text() == "# another"
     assert (tmp_path / "base/puzzlebench/measuring/rounds.py").exists()
     assert lay_suite_over(tmp_path / "base", new) is None
+    (tmp_path / "base/puzzlebench/measuring/rounds.py").write_text("# of the base")
+    assert lay_suite_over(tmp_path / "base", new) == "BASE is measured with NEW's rounds (puzzlebench.measuring)"
+    assert (tmp_path / "base/puzzlebench/measuring/rounds.py").read_text() == ""
 
 
 def test_a_base_without_benchmarks_gets_those_of_new_and_a_new_without_is_refused(checkout, tmp_path):
