@@ -35,6 +35,7 @@ from puzzlebench.exporting.evidence_values import Evidence, RetentionEvidence, S
 from puzzlebench.exporting.licences import Licence, name_problem
 from puzzlebench.model.blocks import Architecture
 from puzzlebench.model.dtypes import KVDtype
+from puzzlebench.model.engine_rules import Refusal
 from puzzlebench.model.hf_config import from_hf_config
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.model.spec import ModelSpec
@@ -91,7 +92,7 @@ def model_card(
     source: ExportSource,
     evidence: Evidence,
     licence: Licence,
-    compatibility: Mapping[str, tuple[str, ...]],
+    compatibility: Mapping[str, tuple[Refusal, ...]],
     *,
     format: Format,  # noqa: A002, the word of the command line
     title: str,
@@ -339,7 +340,7 @@ def _training(evidence: Evidence) -> list[str]:
     return [*lines, *_paragraphs(*notes)]
 
 
-def _engines(model: _Model, compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _engines(model: _Model, compatibility: Mapping[str, tuple[Refusal, ...]]) -> list[str]:
     if model.is_stock:
         return [
             f"A stock checkpoint of model type `{model.source.spec.model_type}`, without code of its own: what loads "

@@ -6,7 +6,6 @@ Numbers with an interval are written "value (low to high)". What was modelled sa
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -16,7 +15,7 @@ from puzzlebench.exporting.card_text import plain
 from puzzlebench.exporting.evidence_values import PHASES, RetentionEvidence, SearchEvidence, SpeedEvidence
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP, Linear, NoOp
 from puzzlebench.model.dtypes import KVDtype
-from puzzlebench.model.engine_rules import list_engine_rules
+from puzzlebench.model.engine_rules import Refusal, list_engine_rules
 from puzzlebench.model.memory import sub_block_kv_bytes_per_token
 from puzzlebench.model.parameters import sub_block_parameters
 from puzzlebench.model.spec import ModelSpec
@@ -43,9 +42,6 @@ _ENGINES = {
 }
 _TRANSFORMERS: Final = "4.57.1 to 5.24.0"
 """What the code beside the weights was run with; there are no rules that state a version. See docs/export.md."""
-
-_REFUSAL: Final = re.compile(r"(layer \d+): .*? \[\w+\]: (.+)")
-"""As `check_architecture_loads` writes them: layer, engine and block, kind of rule, reason."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -138,7 +134,7 @@ def retention_table(kept: RetentionEvidence) -> list[str]:
     return table(head, rows, right=(1, *range(3, len(head))))
 
 
-def engines_table(compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
+def engines_table(compatibility: Mapping[str, tuple[Refusal, ...]]) -> list[str]:
     """Each engine of the format, the versions that its rules are of, and whether one of them is against the model."""
     versions = {
         rules.engine: list(dict.fromkeys(rule.version for rule in rules.rules)) for rules in list_engine_rules()
@@ -150,12 +146,11 @@ def engines_table(compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
     return table(["engine", "version", "loads it"], rows)
 
 
-def _refusal(refusals: Sequence[str]) -> str:
+def _refusal(refusals: Sequence[Refusal]) -> str:
     if not refusals:
         return "yes"
-    found = _REFUSAL.fullmatch(refusals[0])
-    first = f"{found[1]}: {found[2]}" if found is not None else refusals[0]
-    return f"no: {plain(first)}{f' (and {len(refusals) - 1} more)' if len(refusals) > 1 else ''}"
+    first = f"layer {refusals[0].layer}: {refusals[0].rule.reason}"
+    return f"no: {first}{f' (and {len(refusals) - 1} more)' if len(refusals) > 1 else ''}"
 
 
 def _runs(architecture: Architecture) -> list[tuple[int, int, Block]]:

@@ -9,13 +9,14 @@ from typing import Final
 
 from puzzlebench.exporting.card_text import code
 from puzzlebench.exporting.job import GGUF_FILE, Format
+from puzzlebench.model.engine_rules import Refusal
 
 _NO_TOKENIZER: Final = "There is no tokenizer here, so the model is given ids of tokens."
 
 
 def use_lines(
     title: str,
-    compatibility: Mapping[str, tuple[str, ...]],
+    compatibility: Mapping[str, tuple[Refusal, ...]],
     *,
     format: Format,  # noqa: A002, the word of the command line
     repo: str | None,
@@ -68,7 +69,7 @@ def use_lines(
     return [*lines, *(["", *_block("bash", served)] if served else [])]
 
 
-def _served(name: str, compatibility: Mapping[str, tuple[str, ...]]) -> list[str]:
+def _served(name: str, compatibility: Mapping[str, tuple[Refusal, ...]]) -> list[str]:
     """A command for every engine that loads the model; the plugin's only where vLLM alone does not."""
 
     def loads(engine: str) -> bool:

@@ -30,7 +30,7 @@ from puzzlebench.exporting.sidecars import own_solution
 from puzzlebench.exporting.source import ExportSource, cast
 from puzzlebench.files import replacing
 from puzzlebench.model.blocks import GQA, architecture_to_json
-from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
+from puzzlebench.model.engine_rules import find_refusals, first_refusal, load_engine_rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,8 +107,8 @@ def check_expressible(source: ExportSource, settings: Mapping[str, Any], *, load
     if not loads:
         rules = replace(rules, rules=tuple(rule for rule in rules.rules if rule.refuses in _NO_WORDS_FOR))
     try:
-        if refusals := check_architecture_loads(rules, spec, source.architecture):
-            raise ValueError(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))
+        if refusals := find_refusals(rules, spec, source.architecture):
+            raise ValueError(first_refusal(refusals))
         if loads and not any(isinstance(block.attention, GQA) for block in source.architecture.blocks):
             raise ValueError("no layer has attention with keys and values, and llama.cpp makes no cache of none")
         if (activation := settings.get("hidden_act")) not in ("silu", "swish"):

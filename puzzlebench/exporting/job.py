@@ -33,7 +33,7 @@ from puzzlebench.exporting.source import SHARD_BYTES, ExportSource, cast, counte
 from puzzlebench.files import new_folder
 from puzzlebench.measuring.stack.checkpoint import write_shards
 from puzzlebench.model.checks import require_positive_int
-from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
+from puzzlebench.model.engine_rules import Refusal, find_refusals, first_refusal, load_engine_rules
 from puzzlebench.model.parameters import model_parameters
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
@@ -139,7 +139,7 @@ def run_export(job: ExportJob, *, progress: Report = lambda _share, _stage: None
         "fingerprint": made,
         "bytes": sum(file.stat().st_size for file in job.out.rglob("*") if file.is_file()),
         "files": sorted(str(file.relative_to(job.out)) for file in job.out.rglob("*") if file.is_file()),
-        "engines": {engine: list(reasons) for engine, reasons in refused.items()},
+        "engines": {engine: [str(reason) for reason in reasons] for engine, reasons in refused.items()},
         "licence": licence.id,
         "notes": [*notes, *filter(None, [name_problem(licence, _title(job))]), *evidence.notes],
         "pushed": None,
@@ -167,21 +167,19 @@ def _open(child: str) -> tuple[ExportSource, str | None]:
     return replace(source, name=child, spec=replace(source.spec, name=child)), child
 
 
-def _refusals(source: ExportSource, format: Format) -> dict[str, tuple[str, ...]]:  # noqa: A002
+def _refusals(source: ExportSource, format: Format) -> dict[str, tuple[Refusal, ...]]:  # noqa: A002
     return {
-        engine: check_architecture_loads(load_engine_rules(engine), source.spec, source.architecture)
-        for engine in ENGINES[format]
+        engine: find_refusals(load_engine_rules(engine), source.spec, source.architecture) for engine in ENGINES[format]
     }
 
 
-def _check_engines(job: ExportJob, source: ExportSource, refused: Mapping[str, tuple[str, ...]]) -> None:
+def _check_engines(job: ExportJob, source: ExportSource, refused: Mapping[str, tuple[Refusal, ...]]) -> None:
     for name in job.engines:
         engine = load_engine_rules(name).engine
         if reasons := refused[engine]:
-            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
             raise ValueError(
-                f"{source.name}: {reasons[0]}{more}; search with --engine-rules {engine} for a child that it loads, or "
-                "export for another engine, or for none (--engine none)"
+                f"{source.name}: {first_refusal(reasons)}; search with --engine-rules {engine} for a child that it "
+                "loads, or export for another engine, or for none (--engine none)"
             )
 
 
@@ -267,7 +265,7 @@ def _write_words(
     folder: Path,
     evidence: Evidence,
     licence: Licence,
-    refused: Mapping[str, tuple[str, ...]],
+    refused: Mapping[str, tuple[Refusal, ...]],
     named: str | None,
     made: str,
     *,

@@ -6,7 +6,7 @@ against it is known.
 """
 
 import difflib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -166,9 +166,9 @@ def find_refusals(rules: EngineRules, spec: ModelSpec, architecture: Architectur
     )
 
 
-def check_architecture_loads(rules: EngineRules, spec: ModelSpec, architecture: Architecture) -> tuple[str, ...]:
-    """`find_refusals` in words, each beginning with "layer N: "."""
-    return tuple(str(refusal) for refusal in find_refusals(rules, spec, architecture))
+def first_refusal(refusals: Sequence[Refusal]) -> str:
+    """The first of some in full, and how many more there are."""
+    return f"{refusals[0]}{f' (and {len(refusals) - 1} more)' if len(refusals) > 1 else ''}"
 
 
 def load_engine_rules(name: str) -> EngineRules:

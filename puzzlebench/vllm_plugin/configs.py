@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from puzzlebench.model.blocks import Architecture, architecture_from_json, architecture_to_json
-from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
+from puzzlebench.model.engine_rules import find_refusals, load_engine_rules
 from puzzlebench.model.families import DECILM_TYPES
 from puzzlebench.model.hf_config import from_hf_config
 
@@ -101,7 +101,7 @@ def _decilm_plan(raw: Mapping[str, Any]) -> LayerPlan | None:
         spec, architecture = from_hf_config(raw, name="config.json")
     except ValueError:
         return None
-    if not check_architecture_loads(load_engine_rules("vllm"), spec, architecture):
+    if not find_refusals(load_engine_rules("vllm"), spec, architecture):
         return None
     output_bias = bool(raw.get("attention_bias") or raw.get("bias"))
     return LayerPlan(

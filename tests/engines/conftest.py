@@ -38,7 +38,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory):
-    from puzzlebench.exporting.samples import make_samples
+    from ..exporting.samples import make_samples
 
     return {sample.name: sample for sample in make_samples(tmp_path_factory.mktemp("samples"))}
 

@@ -16,12 +16,12 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 from puzzlebench.exporting.job import ExportJob, run_export
-from puzzlebench.exporting.samples import RECIPES
 from puzzlebench.exporting.source import open_source
 from puzzlebench.exporting.verify import VerifyJob, run_verify
 from puzzlebench.exporting.verify_engine import EngineDiedError, EngineRefusedError
 from puzzlebench.model.engine_rules import find_refusals, load_engine_rules
 
+from ..exporting.samples import RECIPES
 from .table import PLACES, Row
 
 pytestmark = pytest.mark.engines

@@ -21,13 +21,13 @@ from puzzlebench.exporting.evidence import Evidence, EvidenceFiles, read_evidenc
 from puzzlebench.exporting.evidence_values import UNKNOWN
 from puzzlebench.exporting.job import ExportJob, run_export
 from puzzlebench.exporting.licences import Licence, read_licence
-from puzzlebench.exporting.samples import make_samples
 from puzzlebench.exporting.source import open_source
 from puzzlebench.model.blocks import Architecture, Block, Linear, NoOp
-from puzzlebench.model.engine_rules import check_architecture_loads, load_engine_rules
+from puzzlebench.model.engine_rules import find_refusals, load_engine_rules
 
 from . import documents
 from .documents import write
+from .samples import make_samples
 
 LLAMA = read_licence(None, given="llama3.1")
 CODE = {"auto_map": {"AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"}}
@@ -66,8 +66,7 @@ def write_card(source, evidence=None, licence=LLAMA, engines=("vllm", "transform
         **changes,
     }
     refusals = {
-        engine: check_architecture_loads(load_engine_rules(engine), source.spec, source.architecture)
-        for engine in engines
+        engine: find_refusals(load_engine_rules(engine), source.spec, source.architecture) for engine in engines
     }
     return model_card(source, evidence or Evidence(), licence, refusals, **stated)
 

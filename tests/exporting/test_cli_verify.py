@@ -11,9 +11,9 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 from puzzlebench.cli_verify import DIFFERS, add_verify, verify_command
-from puzzlebench.exporting.samples import make_samples
 
 from .engines_here import run_script_here, state_cache
+from .samples import make_samples
 
 SMALL = ["--prompts", "1", "--prompt-len", "6", "--new-tokens", "3", "--trust-remote-code"]
 

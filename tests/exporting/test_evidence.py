@@ -13,13 +13,13 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 from puzzlebench.estimate import Interval
 from puzzlebench.exporting.evidence import EvidenceFiles, read_evidence
-from puzzlebench.exporting.samples import make_samples
 from puzzlebench.exporting.source import open_source
 from puzzlebench.model.blocks import GQA, Architecture, Block, GatedMLP
 from puzzlebench.searching.scenarios import ResourceLimit
 
 from . import documents
 from .documents import write
+from .samples import make_samples
 
 
 @pytest.fixture(scope="module")

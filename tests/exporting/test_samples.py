@@ -12,9 +12,10 @@ pytest.importorskip("transformers", reason="needs transformers")
 import torch
 
 from puzzlebench.child.checkpoints import load_causal_lm
-from puzzlebench.exporting.samples import RECIPES, make_sample, make_samples, sample_tokenizer
 from puzzlebench.exporting.source import open_source
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
+
+from .samples import RECIPES, make_sample, make_samples, sample_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,12 @@ import torch
 from puzzlebench.child.checkpoints import load_causal_lm
 from puzzlebench.exporting import verify_engine
 from puzzlebench.exporting.job import ExportJob, run_export
-from puzzlebench.exporting.samples import make_samples
 from puzzlebench.exporting.verify import VerifyJob, compare, run_verify
 from puzzlebench.exporting.verify_engine import Answer, EngineDiedError, EngineRefusedError, read_answer
 from puzzlebench.exporting.verify_reference import open_reference
 
 from .engines_here import run_script_here, state_cache
+from .samples import make_samples
 
 
 @pytest.fixture(scope="module")

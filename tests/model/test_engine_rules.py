@@ -12,8 +12,8 @@ from puzzlebench.model.engine_rules import (
     EngineRules,
     RefusalKind,
     _parse_engine_rules,
-    check_architecture_loads,
     find_refusals,
+    first_refusal,
     list_engine_rules,
     load_engine_rules,
 )
@@ -105,7 +105,7 @@ def test_every_kind_is_tested_and_used():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_plain_parent_loads_everywhere(make_spec, engine):
     spec = make_spec()
-    assert check_architecture_loads(load_engine_rules(engine), spec, parent_architecture(spec)) == ()
+    assert find_refusals(load_engine_rules(engine), spec, parent_architecture(spec)) == ()
 
 
 # Which engines refuse a block of the plain spec in a middle layer.
@@ -147,26 +147,26 @@ def test_engines_differ_in_what_they_load(make_spec, layer, name, refusing):
 def test_engines_differ_in_the_parents_they_load(make_spec, changes, refusing):
     spec = make_spec(**changes)
     parent = parent_architecture(spec)
-    assert {
-        engine for engine in ENGINES if check_architecture_loads(load_engine_rules(engine), spec, parent)
-    } == refusing
+    assert {engine for engine in ENGINES if find_refusals(load_engine_rules(engine), spec, parent)} == refusing
 
 
 def test_an_architecture_is_refused_layer_by_layer(make_spec):
     names = ("no_op+linear", "gqa_4+mlp_512", "linear+mlp_512", "gqa_4+mlp_512")
     architecture = Architecture(blocks=tuple(parse_block(name) for name in names))
-    refusals = check_architecture_loads(load_engine_rules("vllm"), make_spec(), architecture)
-    assert [line.split(" does not load ")[0].split(" (")[0] for line in refusals] == [
+    refusals = find_refusals(load_engine_rules("vllm"), make_spec(), architecture)
+    assert [f"layer {one.layer}: {one.engine}" for one in refusals] == [
         "layer 0: vllm",
         "layer 0: vllm",
         "layer 2: vllm",
     ]
-    assert [line.split("[")[1].split("]")[0] for line in refusals] == [
+    assert [one.rule.refuses for one in refusals] == [
         "ffn_linear",
         "attention_no_op_in_first_layer",
         "attention_linear",
     ]
-    assert all("\n" not in line for line in refusals)
+    assert all("\n" not in str(one) for one in refusals)
+    assert first_refusal(refusals) == f"{refusals[0]} (and 2 more)"
+    assert first_refusal(refusals[:1]) == str(refusals[0])
 
 
 def test_a_refusal_in_parts_in_short_and_in_full(make_spec):
@@ -178,7 +178,6 @@ def test_a_refusal_in_parts_in_short_and_in_full(make_spec):
     assert found.short == "layer 1: because [ffn_linear]"
     assert found.sentence == "toy (1.0) does not load gqa_4+linear [ffn_linear]: because"
     assert str(found) == f"layer 1: {found.sentence}"
-    assert check_architecture_loads(rules, make_spec(), architecture) == (str(found),)
 
 
 def test_layers_and_architectures_must_be_the_specs(make_spec):
@@ -186,7 +185,7 @@ def test_layers_and_architectures_must_be_the_specs(make_spec):
     with pytest.raises(ValueError, match="layers 0 to 3, not 4"):
         rules.refusal(spec, 4, parse_block("gqa_4+mlp_512"))
     with pytest.raises(ValueError, match="1 layers but small has 4"):
-        check_architecture_loads(rules, spec, Architecture(blocks=(parse_block("gqa_4+mlp_512"),)))
+        find_refusals(rules, spec, Architecture(blocks=(parse_block("gqa_4+mlp_512"),)))
 
 
 def test_names_aliases_and_case():
