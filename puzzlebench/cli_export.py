@@ -54,6 +54,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     """Export and print."""
     require_models()
     from puzzlebench.exporting.job import run_export
+    from puzzlebench.model.engine_rules import first_refusal
     from puzzlebench.render import print_json
 
     job = _export_job(arguments)
@@ -67,8 +68,7 @@ def export_command(arguments: argparse.Namespace) -> None:
         f"{facts['bytes']:,} bytes, fingerprint {facts['fingerprint'][:16]}"
     )
     for engine, reasons in facts["engines"].items():
-        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        print(f"  {engine}: {reasons[0] + more if reasons else 'loads'}")
+        print(f"  {engine}: {first_refusal(reasons) if reasons else 'loads'}")
     for note in facts["notes"]:
         print(f"  note: {note}")
     if facts["licence"] is None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from puzzlebench.measuring.stack.slope import Slope
 
 _MISSES_SHOWN = 5
-_BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
 _MARKS = {"measured": "", "interpolated": "~", "extrapolated": "^", "modelled": "*"}
 _LEGEND = "no mark: measured   ~ interpolated   ^ extrapolated   * modelled"
 _GIB = 2**30
@@ -85,6 +84,8 @@ def print_cost_table(table: CostTable, *, phases: tuple[str, ...], batch_size: i
 
 def print_measurement(results: Results) -> None:
     """How well a live measurement went: intervals, why cells stopped, sessions, throttling."""
+    from puzzlebench.measuring.disturbance import BUSY_SHARE
+
     measured = list(results.measured.values())
     widths = np.array([one.relative_interval for one in measured])
     stops = Counter(one.stopped_by for one in measured)
@@ -97,7 +98,7 @@ def print_measurement(results: Results) -> None:
         highlight=False,
     )
     out.print(f"stopped: {stopped}; sessions against their mean: {shifts}", highlight=False)
-    if results.others_share > _BUSY:
+    if results.others_share > BUSY_SHARE:
         out.print(
             f"other processes took up to {100 * results.others_share:.0f} % of the processors meanwhile: measure "
             "again on an idle machine before you rely on this",

@@ -10,15 +10,13 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from puzzlebench.measuring.statistics import combine_sessions
+from puzzlebench.measuring.disturbance import BUSY_SHARE
+from puzzlebench.measuring.statistics import combine_sessions, log_error
 from puzzlebench.render import console
 
 if TYPE_CHECKING:
     from puzzlebench.benching.suite import Benchmark
     from puzzlebench.gating.predictions import PredictionGate
-
-_BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
-_WIDTH = 2 * 1.96  # of a 95 % interval, in standard errors
 
 
 def print_benchmarks(benchmarks: Sequence[Benchmark], missing: Mapping[str, str]) -> None:
@@ -55,7 +53,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
         f"{result['fingerprint']['threads']} thread(s); {shift}up to {disturbed['set_aside_share']:.0%} of the samples "
         "set aside as disturbed"
     ]
-    if disturbed["others_share"] > _BUSY:
+    if disturbed["others_share"] > BUSY_SHARE:
         lines.append(f"others took up to {disturbed['others_share']:.0%} of the processors meanwhile")
     throttled = sorted({name for session in sessions for name, cell in session["cells"].items() if "throttled" in cell})
     lines += [f"{name}: made of samples of a throttled GPU, for want of others" for name in throttled]
@@ -67,7 +65,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
 def _error(cell: Mapping[str, Any]) -> float:
     if cell["low"] is None:  # too few samples
         return math.nan
-    return math.log(cell["high"] / cell["low"]) / _WIDTH
+    return float(log_error(cell["low"], cell["high"]))
 
 
 def print_predictions(gate: PredictionGate) -> None:
@@ -77,13 +75,12 @@ def print_predictions(gate: PredictionGate) -> None:
         table = Table()
         for name in ("prediction", "", "what"):
             table.add_column(name, overflow="fold")
-        for finding in sorted(gate.findings, key=lambda one: ("fails", "improves", "drifts").index(one.outcome)):
+        for finding in gate.by_gravity:
             style = "bold red" if finding.outcome == "fails" else ""
             table.add_row(escape(finding.cell), finding.outcome, escape(finding.what), style=style)
         out.print(table)
-    failed = len({finding.cell for finding in gate.findings if finding.outcome == "fails"})
     out.print(
-        f"{gate.cells} predictions, {failed} fail; the largest drift is {gate.largest_drift:.2%}",
+        f"{gate.cells} predictions, {len(gate.failed)} fail; the largest drift is {gate.largest_drift:.2%}",
         style="bold",
         highlight=False,
         markup=False,

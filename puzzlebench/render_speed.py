@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from puzzlebench.measuring.disturbance import BUSY_SHARE
 from puzzlebench.render import console
 
 _ROWS = (
@@ -16,7 +17,6 @@ _ROWS = (
     ("generated_tokens_per_s", "generated tokens/s"),
 )
 _PHASES = ("prefill", "decode", "generate")
-_BUSY = 0.1  # share of the processors that others took, above which a measurement is called disturbed
 _ROOM = 1.5  # of the last-level cache: a model that goes through less a step finds some of it there at the next
 _OFF = 0.05  # of the parent's own time, above which the machine is not as it was
 _ENGINES = {
@@ -96,7 +96,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"{result['disturbed_share']:.0%} of the rounds were disturbed and are left out where others remain"
         )
-    if result["others_share"] > _BUSY:
+    if result["others_share"] > BUSY_SHARE:
         notes.append(
             f"others took up to {result['others_share']:.0%} of the processors: measure again when they do not"
         )

@@ -6,6 +6,7 @@ SLOWER and missing cells fail, AMBIGUOUS ones are skipped with what would settle
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from xml.etree import ElementTree
 
@@ -29,6 +30,17 @@ def junit(comparison: Comparison, *, name: str = "puzzlebench", allow_missing: b
     cases = [_case(comparison, cell) for cell in comparison.cells]
     cases += [_missing(missing, skipped=allow_missing) for missing in comparison.missing]
     cases.append(_suite(comparison))
+    facts = [("summary", headline(comparison)), ("basis", basis_line(comparison))]
+    facts += [("differs", label) for label in comparison.labels] + [("note", note) for note in comparison.notes]
+    return document(cases, name=name, facts=facts)
+
+
+def document(cases: Sequence[ElementTree.Element], *, name: str, facts: Sequence[tuple[str, str]] = ()) -> str:
+    """The document of some test cases.
+
+    Args:
+        facts: properties of the suite.
+    """
     counts = {
         "tests": len(cases),
         "failures": sum(case.find("failure") is not None for case in cases),
@@ -38,9 +50,7 @@ def junit(comparison: Comparison, *, name: str = "puzzlebench", allow_missing: b
     stated = {key: str(count) for key, count in counts.items()}
     root = ElementTree.Element("testsuites", stated)
     suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(name), **stated})
-    properties = ElementTree.SubElement(suite, "properties")
-    facts = [("summary", headline(comparison)), ("basis", basis_line(comparison))]
-    facts += [("differs", label) for label in comparison.labels] + [("note", note) for note in comparison.notes]
+    properties = ElementTree.SubElement(suite, "properties") if facts else suite
     for key, value in facts:
         ElementTree.SubElement(properties, "property", {"name": key, "value": _clean(value)})
     suite.extend(cases)

@@ -17,7 +17,8 @@ import numpy as np
 
 from puzzlebench.comparing.fingerprints import find_differences
 from puzzlebench.digest import short_digest
-from puzzlebench.measuring.statistics import median_and_error
+from puzzlebench.measuring.disturbance import BUSY_SHARE
+from puzzlebench.measuring.statistics import log_error, median_and_error
 from puzzlebench.profiling.arrays import FloatArray
 
 SCHEMA_VERSION: Final = 1
@@ -25,8 +26,6 @@ Kind: TypeAlias = Literal["bench", "cost_table", "pytest_benchmark"]
 NANOSECONDS: Final = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 """The units of time that files may have."""
 _LEAST_SAMPLES: Final = 3  # the range of fewer says nothing of how well their median is known
-_WIDTH: Final = 2 * 1.96  # of a 95 % interval, in standard errors
-_BUSY: Final = 0.1  # share of the processors that others took, above which a session is called disturbed
 _TABLE_KEYS: Final = {
     "gpu": "device",  # the fingerprint's word; its "gpu" is a group of facts
     **{key: key for key in ("engine", "engine_version", "weight_dtype", "kv_dtype", "tensor_parallel")},
@@ -145,8 +144,8 @@ def _bench(path: Path, stated: Mapping[str, Any]) -> Measurements:
     ]
     busy = [float(session.get("others_share") or 0) for session in stated["sessions"]]
     notes = []
-    if max(busy, default=0) > _BUSY:
-        count = sum(share > _BUSY for share in busy)
+    if max(busy, default=0) > BUSY_SHARE:
+        count = sum(share > BUSY_SHARE for share in busy)
         notes.append(
             f"{path}: others took up to {max(busy):.0%} of the processors ({count} of {len(busy)} sessions disturbed)"
         )
@@ -239,7 +238,7 @@ def _cost_table(path: Path) -> Measurements:
         cells=tuple(names),
         units=("us",) * len(names),
         medians=frame["latency_us"].to_numpy(np.float64)[None, :],
-        errors=(np.log(high / low) / _WIDTH)[None, :],
+        errors=(log_error(low, high))[None, :],
         fingerprint={
             **(metadata.get("fingerprint") or {}),
             **{_TABLE_KEYS[key]: str(found[0]) for key, found in settings.items()},
@@ -261,7 +260,7 @@ def _log_error(cell: Mapping[str, Any], name: str) -> float:
         return math.nan
     if not 0 < low <= high < math.inf:
         raise ValueError(f"{name}: an interval is not above 0, not finite or the wrong way round: {low} to {high}")
-    return math.log(high / low) / _WIDTH
+    return float(log_error(low, high))
 
 
 def _calm(cell: Mapping[str, Any]) -> tuple[float, float]:

@@ -185,13 +185,12 @@ def _check_engines(job: ExportJob, source: ExportSource, refused: Mapping[str, t
 
 def _named_parent(source: ExportSource) -> str | None:
     """The parent as the child names it: on the Hub where that is known, without folders."""
-    from puzzlebench.model.catalog import list_models
+    from puzzlebench.model.catalog import hub_id
 
     parent = (source.solution or {}).get("parent")
     if not isinstance(parent, str) or not parent:
         return None
-    hub_id = next((row.hub_id for row in list_models() if row.id == parent), None)
-    return hub_id or str(without_folders(parent))
+    return str(without_folders(hub_id(parent)))
 
 
 def _licence(job: ExportJob, source: ExportSource, parent: Path | None, named: str | None) -> Licence:

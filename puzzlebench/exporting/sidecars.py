@@ -186,7 +186,7 @@ def without_folders(value: Any) -> Any:
 
 
 def _candidates(parent: Any, run: Path | None) -> list[Path]:
-    from puzzlebench.model.catalog import list_models
+    from puzzlebench.model.catalog import hub_id
     from puzzlebench.parent.embedded import ParentRecipe, embedded_folder
     from puzzlebench.parent.open import EMBEDDED
 
@@ -201,16 +201,15 @@ def _candidates(parent: Any, run: Path | None) -> list[Path]:
     if parent == EMBEDDED:
         return [*found, embedded_folder(ParentRecipe())]
     found.append(Path(parent).expanduser())
-    names = {row.id: row.hub_id for row in list_models()}
-    return found + _cached(names.get(parent) or parent)
+    return found + _cached(hub_id(parent))
 
 
-def _cached(hub_id: str) -> list[Path]:
+def _cached(name: str) -> list[Path]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        file = try_to_load_from_cache(hub_id, "config.json")
+        file = try_to_load_from_cache(name, "config.json")
     except HFValidationError:  # a name that cannot be one of the Hub
         return []
     return [Path(file).parent] if isinstance(file, str) else []

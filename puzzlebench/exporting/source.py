@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from puzzlebench.errors import first_line
 from puzzlebench.library.realise import SOLUTION_FILE
+from puzzlebench.measuring.stack.checkpoint import INDEX_FILE
 from puzzlebench.model.blocks import Architecture
 from puzzlebench.model.families import DECILM_TYPES
 from puzzlebench.model.hf_config import from_hf_config
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 SHARD_BYTES: Final = 5 * 10**9
 """Most of one file of weights, where nothing else is asked."""
 
-INDEX_FILE: Final = "model.safetensors.index.json"
 _HEAD: Final = "lm_head.weight"
 _COMPUTED: Final = "rotary_emb.inv_freq"  # what older checkpoints hold of what is computed from the config
 _PRIVATE: Final = ("_name_or_path", "_commit_hash", "name_or_path")

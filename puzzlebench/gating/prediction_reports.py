@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 from xml.etree import ElementTree
 
+from puzzlebench.comparing.junit import document
 from puzzlebench.comparing.markdown import marker
 from puzzlebench.gating.predictions import PredictionGate
 
 _SHOWN: Final = 100
-_ORDER: Final = ("fails", "improves", "drifts")
 
 
 def predictions_markdown(gate: PredictionGate, *, name: str) -> str:
@@ -19,10 +19,9 @@ def predictions_markdown(gate: PredictionGate, *, name: str) -> str:
     Raises:
         ValueError: the name could end the hidden line.
     """
-    failed = len({one.cell for one in gate.findings if one.outcome == "fails"})
-    lines = [marker(name), f"### Predictions: {failed} of {gate.cells} fail", ""]
+    lines = [marker(name), f"### Predictions: {len(gate.failed)} of {gate.cells} fail", ""]
     lines += [f"The largest drift from the goldens is {gate.largest_drift:.2%}.", ""]
-    findings = sorted(gate.findings, key=lambda one: _ORDER.index(one.outcome))
+    findings = gate.by_gravity
     if findings:
         lines += ["| prediction | | what |", "| --- | --- | --- |"]
         lines += [f"| `{one.cell}` | {one.outcome} | {_text(one.what)} |" for one in findings[:_SHOWN]]
@@ -42,17 +41,14 @@ def predictions_junit(gate: PredictionGate, cells: Sequence[str], *, name: str) 
         cells: names of all predictions; findings of others, such as goldens without a case, are added.
     """
     names = list(dict.fromkeys([*cells, *(one.cell for one in gate.findings)]))
-    failures = {one.cell for one in gate.findings if one.outcome == "fails"}
-    counts = {"tests": str(len(names)), "failures": str(len(failures)), "errors": "0", "skipped": "0"}
-    root = ElementTree.Element("testsuites", counts)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts})
+    cases = []
     for cell in names:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": "predictions", "name": cell})
+        case = ElementTree.Element("testcase", {"classname": "predictions", "name": cell})
+        cases.append(case)
         said = "\n".join(f"{one.outcome}: {one.what}" for one in gate.findings if one.cell == cell)
-        if cell in failures:
+        if cell in gate.failed:
             failure = ElementTree.SubElement(case, "failure", {"message": said.splitlines()[0], "type": "regression"})
             failure.text = said
         elif said:
             ElementTree.SubElement(case, "system-out").text = said
-    ElementTree.indent(root)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+    return document(cases, name=name)

@@ -86,7 +86,17 @@ class PredictionGate:
     @property
     def passed(self) -> bool:
         """Whether no cell fails."""
-        return all(finding.outcome != "fails" for finding in self.findings)
+        return not self.failed
+
+    @property
+    def failed(self) -> frozenset[str]:
+        """Names of the cells that fail."""
+        return frozenset(finding.cell for finding in self.findings if finding.outcome == "fails")
+
+    @property
+    def by_gravity(self) -> list[Finding]:
+        """The findings, those that fail first."""
+        return sorted(self.findings, key=lambda finding: ("fails", "improves", "drifts").index(finding.outcome))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready object."""

@@ -17,6 +17,8 @@ from puzzlebench.measuring.run_directory import WORKLOAD_COLUMNS
 
 TOLERANCE = 0.04
 """A round counts as disturbed when it is this much slower (in logarithms) than the calm ones."""
+BUSY_SHARE = 0.1
+"""Share of the processors that others took, above which a measurement is called disturbed."""
 _CALM_SHARE = 0.1
 _LEAST_WORKLOADS = 8
 _LEAST_ROUNDS = 8

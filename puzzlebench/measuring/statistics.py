@@ -7,8 +7,8 @@ processes: their common shift (the machine was slower that minute) and each cell
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,12 @@ def relative_width(values: FloatArray) -> float:
 def median_and_error(values: FloatArray) -> tuple[float, float]:
     """(median, standard error of its logarithm) of samples of one process."""
     median, low, high = median_interval(values)
-    return median, math.log(high / low) / _NORMAL_WIDTH
+    return median, float(log_error(low, high))
+
+
+def log_error(low: Any, high: Any) -> Any:
+    """The standard error of a logarithm from the ends of its 95 % interval, numbers or arrays."""
+    return np.log(high / low) / _NORMAL_WIDTH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,6 +75,12 @@ def list_models() -> tuple[ModelRow, ...]:
     return tuple(_row(entry) for entry in bundled_models())
 
 
+def hub_id(name: str) -> str:
+    """The name on the Hub of a model that may be called by its bundled id, in any case; another name is its own."""
+    ids = {row.id.lower(): row.hub_id for row in list_models()}
+    return ids.get(name.lower()) or name
+
+
 @cache
 def bundled_models() -> tuple[ModelEntry, ...]:
     """Every bundled model with its minimal config."""

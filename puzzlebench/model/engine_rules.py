@@ -166,7 +166,7 @@ def find_refusals(rules: EngineRules, spec: ModelSpec, architecture: Architectur
     )
 
 
-def first_refusal(refusals: Sequence[Refusal]) -> str:
+def first_refusal(refusals: Sequence[Refusal | str]) -> str:
     """The first of some in full, and how many more there are."""
     return f"{refusals[0]}{f' (and {len(refusals) - 1} more)' if len(refusals) > 1 else ''}"
 

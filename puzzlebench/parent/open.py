@@ -13,7 +13,7 @@ from torch import nn
 from puzzlebench.child.checkpoints import load_causal_lm
 from puzzlebench.errors import first_line
 from puzzlebench.model.blocks import Architecture
-from puzzlebench.model.catalog import list_models, load_model
+from puzzlebench.model.catalog import hub_id, load_model
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.parent.fingerprint import checkpoint_fingerprint
 
@@ -48,7 +48,7 @@ def find_parent(name: str, *, quiet: bool = False, report: Callable[[float, str]
         folder = Path(name).expanduser()
         if not folder.is_dir():
             load_model(name)  # a name that nothing has ends here, with near names
-            folder = _download(_hub_id(name))
+            folder = _download(hub_id(name))
     spec, architecture = load_model(str(folder))
     if not Path(name).expanduser().is_dir():
         spec = replace(spec, name=name)  # not that of a cache's folder
@@ -107,12 +107,6 @@ def load_tokenizer(files: ParentFiles) -> Any:
         return transformers.AutoTokenizer.from_pretrained(str(files.folder))
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: the conversion of a slow tokenizer
         raise ValueError(f"{files.folder} has no tokenizer that can be read: {first_line(error)}") from None
-
-
-def _hub_id(name: str) -> str:
-    """The name on the Hub of a model that may be called by its bundled id."""
-    ids = {row.id.lower(): row.hub_id for row in list_models()}
-    return ids.get(name.lower()) or name
 
 
 def _download(name: str) -> Path:
