@@ -5,7 +5,9 @@ serving: kernels follow each other without launch gaps. Norms are fused with the
 query with key and value; under tensor parallelism the output and down projections are followed by an all-reduce.
 
 Prompts run in steps of at most `max_num_tokens` tokens, as engines schedule them: whole prompts are packed into a step,
-a longer prompt is cut for the GEMMs. Legend: T tokens of one step, H hidden size; bytes are of bf16 activations.
+a longer prompt is cut for the GEMMs. A step may hold prompts and decoding sequences at once (in-flight batching): GEMMs
+and norms see all tokens together, either kind of attention its own. Legend: T tokens of one step, H hidden size; bytes
+are of bf16 activations.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from puzzlebench.model.blocks import GQA, GatedMLP, Linear, NoOp, SubBlock
 from puzzlebench.model.sharding import heads_per_gpu, padded_vocab_size, split_evenly
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.profiling.arrays import FloatArray, IntArray
-from puzzlebench.profiling.timings import MODELLED, KernelTimings, Timings
+from puzzlebench.profiling.timings import MEASURED, MODELLED, KernelTimings, Timings
 from puzzlebench.scenario import Precision
 
 Phase = Literal["prefill", "decode"]
@@ -30,16 +33,38 @@ _BF16 = 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """What runs, one entry per question, (Q,): steps of `sequences` sequences with `tokens` tokens in all.
+    """What runs, one entry per question, (Q,).
 
-    `lengths` is the prompt length in prefill and the tokens in the cache in decode. `times` is how often the step runs.
+    Attributes:
+        tokens: of all sequences together.
+        sequences: of either kind; each gets its next token.
+        decodes, contexts: sequences that decode, and the tokens that each has in the cache.
+        prompts, lengths: whole prompts, and the tokens of each.
+        times: how often the step runs.
     """
 
-    phase: Phase
-    sequences: FloatArray
     tokens: FloatArray
+    sequences: FloatArray
+    decodes: FloatArray
+    contexts: FloatArray
+    prompts: FloatArray
     lengths: FloatArray
     times: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        decodes: ArrayLike = 0.0,
+        contexts: ArrayLike = 1.0,
+        prompts: ArrayLike = 0.0,
+        lengths: ArrayLike = 1.0,
+        times: ArrayLike = 1.0,
+    ) -> Steps:
+        """Steps of whole prompts and decoding sequences; a prompt yields one token, as a decoding sequence does."""
+        given = (np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (decodes, contexts, prompts, lengths, times))
+        d, c, p, n, t = np.broadcast_arrays(*given)
+        return cls(tokens=d + p * n, sequences=d + p, decodes=d, contexts=c, prompts=p, lengths=n, times=t)
 
 
 class BlockCosts:
@@ -77,6 +102,14 @@ class BlockCosts:
                 total = total + cost(steps).repeated(steps.times)
         return total
 
+    def sub_block_step(self, sub: SubBlock, steps: Steps) -> Timings:
+        """Latency of one sub-block in each of some steps, (Q,); how often they run is not counted."""
+        return Timings.zero(len(steps.tokens)) if isinstance(sub, NoOp) else self._sub_block_step(sub, steps)
+
+    def ends_step(self, steps: Steps) -> Timings:
+        """Latency of the embeddings and the head in each of some steps, (Q,)."""
+        return self._embedding_step(steps) + self._head_step(steps)
+
     def _sub_block_step(self, sub: GQA | GatedMLP | Linear, steps: Steps) -> Timings:
         hidden, spec = self._spec.hidden_size, self._spec
         # Norm and residual: read both, write both. Each further norm of the sub-block reads and writes once.
@@ -108,30 +141,33 @@ class BlockCosts:
     def _attend(self, sub: GQA, steps: Steps, heads: int, kv_heads: int) -> Timings:
         head_dim, precision = self._spec.head_dim, self._precision
         window = sub.sliding_window or np.inf
-        windowed = steps.lengths > window
-        if steps.phase == "decode":
+        total = Timings.zero(len(steps.tokens))
+        if (steps.decodes > 0).any():
             timings = self._kernels.decode_attention(
-                steps.sequences,
-                np.minimum(steps.lengths, window),
+                np.maximum(steps.decodes, 1.0),
+                np.minimum(steps.contexts, window),
                 heads=heads,
                 kv_heads=kv_heads,
                 head_dim=head_dim,
                 kv_dtype=precision.kv_dtype,
+            ).marked(np.where(steps.contexts > window, MODELLED, MEASURED))
+            total = total + timings.repeated(steps.decodes > 0)
+        if (steps.prompts > 0).any():
+            timings = self._kernels.prefill_attention(
+                np.maximum(steps.prompts, 1.0),
+                steps.lengths,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                dtype=precision.weight_dtype,
+                kv_dtype=precision.kv_dtype,
             )
-            return timings.marked(np.where(windowed, MODELLED, 0))
-        timings = self._kernels.prefill_attention(
-            steps.sequences,
-            steps.lengths,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            dtype=precision.weight_dtype,
-            kv_dtype=precision.kv_dtype,
-        )
-        # A windowed prefill is not measured: the full one, times the share of query-key pairs that the window keeps.
-        length, inside = steps.lengths, np.minimum(steps.lengths, window)
-        kept = (inside * (inside + 1) / 2 + (length - inside) * inside) / (length * (length + 1) / 2)
-        return timings.repeated(kept).marked(np.where(windowed, MODELLED, 0))
+            # A windowed prefill is not measured: the full one, times the share of query-key pairs the window keeps.
+            length, inside = steps.lengths, np.minimum(steps.lengths, window)
+            kept = (inside * (inside + 1) / 2 + (length - inside) * inside) / (length * (length + 1) / 2)
+            timings = timings.repeated(kept).marked(np.where(length > window, MODELLED, MEASURED))
+            total = total + timings.repeated(steps.prompts > 0)
+        return total
 
     def _mlp(self, width: int, tokens: FloatArray) -> Timings:
         width = split_evenly(self._spec, "intermediate_size", width, self._tp)
@@ -168,11 +204,11 @@ def schedule(phase: Phase, batch_sizes: IntArray, lengths: IntArray, *, max_num_
     """
     batch, length = batch_sizes.astype(np.float64), lengths.astype(np.float64)
     if phase == "decode":
-        return [Steps(phase=phase, sequences=batch, tokens=batch, lengths=length, times=np.ones(len(batch)))]
+        return [Steps.of(decodes=batch, contexts=length)]
     packed = np.minimum(np.maximum(np.floor(max_num_tokens / length), 1.0), batch)
     full, left = np.floor(batch / packed), batch % packed
     last = np.where(left > 0, left, packed)  # where nothing is left over the step runs no times
     return [
-        Steps(phase=phase, sequences=packed, tokens=packed * length, lengths=length, times=full),
-        Steps(phase=phase, sequences=last, tokens=last * length, lengths=length, times=(left > 0).astype(np.float64)),
+        Steps.of(prompts=packed, lengths=length, times=full),
+        Steps.of(prompts=last, lengths=length, times=(left > 0).astype(np.float64)),
     ]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from puzzlebench.model.blocks import GQA, GatedMLP, Linear, NoOp
 from puzzlebench.model.catalog import load_model
-from puzzlebench.profiling.block_costs import BlockCosts, schedule
+from puzzlebench.profiling.block_costs import BlockCosts, Steps, schedule
+from puzzlebench.profiling.sources import open_kernels
 from puzzlebench.profiling.timings import MEASURED, MODELLED
 from puzzlebench.scenario import Precision
 
@@ -185,9 +186,38 @@ def test_steps_that_repeat_are_asked_once_and_counted(recorder):
     assert timings.latency_us[0] == 3 * (1000 + 1)
 
 
+def test_a_step_of_prompts_and_decoding_sequences_shares_the_gemms(recorder):
+    spec, _ = load_model("llama-3.1-70b")
+    costs = BlockCosts(recorder, spec, Precision(), max_num_tokens=8192)
+    mixed = costs.sub_block_step(
+        GQA(num_key_value_heads=8), Steps.of(decodes=16, contexts=3000, prompts=2, lengths=1024)
+    )
+    tokens = 16 + 2 * 1024
+    assert recorder.calls == [
+        ("elementwise", 2.0 * 4 * tokens * H),
+        ("gemm", tokens, 10240, H, "bf16"),
+        ("decode_attention", 16, 3000, 64, 8, 128, "bf16"),
+        ("prefill_attention", 2, 1024, 64, 8, 128, "bf16", "bf16"),
+        ("gemm", tokens, H, 8192, "bf16"),
+    ]
+    assert_sum(recorder, mixed)
+
+
+def test_steps_of_different_kinds_asked_at_once_cost_what_each_costs_alone():
+    spec, _ = load_model("llama-3.1-8b")
+    costs = BlockCosts(open_kernels("h100_sxm")[1], spec, Precision(), max_num_tokens=8192)
+    kinds = {"decodes": [0, 8, 8], "contexts": [1, 900, 900], "prompts": [2, 0, 2], "lengths": [512, 1, 512]}
+    together = costs.sub_block_step(GQA(num_key_value_heads=8), Steps.of(**kinds)).latency_us
+    for place, latency in enumerate(together):
+        alone = Steps.of(**{name: values[place] for name, values in kinds.items()})
+        assert costs.sub_block_step(GQA(num_key_value_heads=8), alone).latency_us[0] == pytest.approx(latency)
+    assert together[2] < together[0] + together[1]  # the weights are read once
+
+
 def steps_of(batch, length, limit, phase="prefill"):
     steps = schedule(phase, np.array([batch]), np.array([length]), max_num_tokens=limit)
-    return [(s.sequences[0], s.tokens[0], s.lengths[0], s.times[0]) for s in steps if s.times[0] > 0]
+    lengths = [s.lengths[0] if phase == "prefill" else s.contexts[0] for s in steps]
+    return [(s.sequences[0], s.tokens[0], n, s.times[0]) for s, n in zip(steps, lengths, strict=True) if s.times[0] > 0]
 
 
 @pytest.mark.parametrize(
