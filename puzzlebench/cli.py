@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, NoReturn
 import puzzlebench
 from puzzlebench.cli_ablate import ablate_command, add_ablate
 from puzzlebench.cli_bench import (
-    EXIT_CODES,
     add_bench,
     add_compare,
-    add_gate,
     add_history,
     bench_command,
     compare_command,
-    gate_command,
     history_command,
 )
+from puzzlebench.cli_bench_options import EXIT_CODES
 from puzzlebench.cli_distil import add_distil, distil_command
 from puzzlebench.cli_eval import add_eval, eval_command
 from puzzlebench.cli_export import add_export, add_import, export_command, import_command
+from puzzlebench.cli_gate import add_gate, gate_command
 from puzzlebench.cli_library import (
     add_library,
     add_parent,

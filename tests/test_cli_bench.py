@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from puzzlebench import cli_bench
+from puzzlebench import cli_bench, cli_gate
 from puzzlebench.gating import predictions, prove
 
 from .gating.conftest import CELLS, checkout  # noqa: F401
@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 COMMANDS = {
     "bench": (cli_bench.add_bench, cli_bench.bench_command),
     "compare": (cli_bench.add_compare, cli_bench.compare_command),
-    "gate": (cli_bench.add_gate, cli_bench.gate_command),
+    "gate": (cli_gate.add_gate, cli_gate.gate_command),
     "history": (cli_bench.add_history, cli_bench.history_command),
 }
 

@@ -20,13 +20,15 @@ from typing import Any, Final
 import puzzlebench
 from puzzlebench.benching.session import SESSION_SCHEMA, Request, code_digest
 from puzzlebench.benching.suite import choose
+from puzzlebench.comparing.measured import RESULT_SCHEMA
 from puzzlebench.files import check_file, locked, make_folder, remove_folder, write_text
 from puzzlebench.model.checks import require_positive_int
 
-RESULT_SCHEMA: Final = 1
 Progress = Callable[[float, str], None]
 PACKAGE_FOLDERS: Final = (".", "kernels", "profiles", "search")
 """Where the packages lie in a checkout."""
+STATED: Final = "job.json"
+"""Where a folder of sessions says what it is of."""
 _MODULE: Final = "puzzlebench.benching.session"
 _PREPARING: Final = 0.5  # of a session's share of the progress
 
@@ -148,7 +150,7 @@ def keep_stated(folder: Path, stated: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it is of something else.
     """
-    file, wanted = folder / "job.json", json.loads(json.dumps(stated))
+    file, wanted = folder / STATED, json.loads(json.dumps(stated))
     if not file.exists():
         write_text(file, json.dumps(wanted, indent=1))
         return

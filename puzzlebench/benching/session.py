@@ -16,12 +16,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import puzzlebench
+from puzzlebench.benching.cells import calm_cells
 from puzzlebench.benching.suite import Benchmark, choose, matching, missing
 from puzzlebench.errors import first_line
 from puzzlebench.files import write_text
@@ -41,8 +42,6 @@ _LONG_US: Final = 2_000.0
 _TURN_US: Final = 5_000.0
 """A run that takes longer has its turn in every second, third, ... round only: short ones need more looks."""
 _LEAST_VISITS: Final = 2
-_CALM_QUANTILE: Final = 0.05
-_LEAST_FOR_INTERVAL: Final = 3  # the range of two samples says nothing
 _COMPANIONS: Final = ("puzzlebench_kernels", "puzzlebench_profiles", "puzzlebench_search")
 _SUITE_FILES: Final = ("suite.py", "workloads.py")
 _GOVERNOR: Final = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -291,7 +290,7 @@ def _time_rounds(
         done = (time.perf_counter() - started) / request.seconds
         tell({"stage": "timing", "done": min(done, 1.0), "total": 1, "round": number})
     on_gpu = {benchmark.name for benchmark in in_place if benchmark.on == "cuda"}
-    reading, cells = sensor.read(), dict(_cells(samples, slow_clock, on_gpu))
+    reading, cells = sensor.read(), dict(calm_cells(samples, slow_clock, on_gpu))
     taken = sum(one["taken"] for one in cells.values())
     return {
         "seconds": time.perf_counter() - started,
@@ -306,42 +305,6 @@ def _time_rounds(
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no NaN
-
-
-def _cells(
-    samples: Mapping[str, list[list[float]]],
-    throttled: Mapping[str, list[list[float]]] | None = None,
-    on_gpu: Collection[str] = (),
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The medians of calm samples, with their intervals within this process, which say nothing of the next one; and all
-    samples by visit.
-
-    What is over 4 % slower than a cell's own calmest twentieth was interrupted, or had a neighbour. On a calm machine
-    that is next to nothing. With three quarters of two processors taken by others, medians of all samples of
-    two sessions side by side differed by 15 % (typical cell), those of the calm ones by 1.8 %. `samples` of `taken`
-    says how many were calm. Work of a GPU has no such neighbours, so nothing is set aside there.
-
-    Args:
-        throttled: visits while the GPU was throttled: a cell that has no others is made of them, and marked.
-        on_gpu: names of work that a GPU times itself.
-    """
-    import numpy as np
-
-    from puzzlebench.measuring.disturbance import TOLERANCE
-    from puzzlebench.measuring.statistics import median_interval
-
-    for name, good in samples.items():
-        visits = good or (throttled or {}).get(name, [])
-        taken = np.array([value for visited in visits for value in visited])
-        if not len(taken):
-            continue
-        edge = np.inf if name in on_gpu else np.quantile(taken, _CALM_QUANTILE) * (1 + TOLERANCE)
-        calm = taken[taken <= edge]
-        median, low, high = median_interval(calm)
-        known = len(calm) >= _LEAST_FOR_INTERVAL
-        found = {"unit": "us", "median": median, "low": low if known else None, "high": high if known else None}
-        found |= {"samples": len(calm), "taken": len(taken)} | ({} if good else {"throttled": True})
-        yield name, {**found, "visits": visits}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import resources
 from typing import Final, Literal
 
-from puzzlebench.comparing.verdicts import CellVerdict, Comparison, Verdict
+from puzzlebench.comparing.comparison import CellVerdict, Comparison, Verdict
 from puzzlebench.comparing.words import (
     HOW_TO_READ,
     amount,

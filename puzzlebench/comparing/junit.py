@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Final
 from xml.etree import ElementTree
 
+from puzzlebench.comparing.comparison import CellVerdict, Comparison
 from puzzlebench.comparing.measured import NANOSECONDS
-from puzzlebench.comparing.verdicts import CellVerdict, Comparison
 from puzzlebench.comparing.words import (
     amount,
     basis_line,

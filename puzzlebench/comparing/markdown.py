@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from puzzlebench.comparing.verdicts import VERDICTS, CellVerdict, Comparison
+from puzzlebench.comparing.comparison import VERDICTS, CellVerdict, Comparison
 from puzzlebench.comparing.words import (
     HOW_TO_READ,
     amount,

@@ -21,7 +21,8 @@ from puzzlebench.measuring.disturbance import BUSY_SHARE
 from puzzlebench.measuring.statistics import log_error, median_and_error
 from puzzlebench.profiling.arrays import FloatArray
 
-SCHEMA_VERSION: Final = 1
+RESULT_SCHEMA: Final = 1
+"""Of `bench.json`, for who reads it and who writes it."""
 Kind: TypeAlias = Literal["bench", "cost_table", "pytest_benchmark"]
 NANOSECONDS: Final = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 """The units of time that files may have."""
@@ -132,9 +133,9 @@ def read_measurements(path: Path) -> Measurements:
 
 
 def _bench(path: Path, stated: Mapping[str, Any]) -> Measurements:
-    if stated.get("schema_version") != SCHEMA_VERSION:
+    if stated.get("schema_version") != RESULT_SCHEMA:
         version = stated.get("schema_version")
-        raise ValueError(f"{path} has schema version {version!r}; this version reads {SCHEMA_VERSION}")
+        raise ValueError(f"{path} has schema version {version!r}; this version reads {RESULT_SCHEMA}")
     sessions = [
         {
             name: (cell["unit"], float(cell["median"]), _log_error(cell, f"{path}: {name}"), *_calm(cell))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from puzzlebench.comparing.comparison import VERDICTS, CellVerdict, Comparison
 from puzzlebench.comparing.history import Change, Entry
-from puzzlebench.comparing.verdicts import VERDICTS, CellVerdict, Comparison
 from puzzlebench.comparing.words import (
     amount,
     basis_line,

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any, Final
 
-from puzzlebench.comparing.verdicts import MOST_SESSIONS, VERDICTS, CellVerdict, Comparison
+from puzzlebench.comparing.comparison import MOST_SESSIONS, VERDICTS, CellVerdict, Comparison
 from puzzlebench.estimate import Interval
 
 NOTHING: Final = "–"

@@ -31,10 +31,12 @@ from puzzlebench.benching.job import (
     session_share,
 )
 from puzzlebench.benching.session import code_digest
+from puzzlebench.comparing.comparison import Comparison
 from puzzlebench.comparing.measured import Measurements, read_measurements
-from puzzlebench.comparing.verdicts import BAND, RATE, Comparison, compare
+from puzzlebench.comparing.verdicts import BAND, RATE, compare
 from puzzlebench.files import locked, make_folder, write_text
-from puzzlebench.gating.gate import LEAST_PAIRS, confirm
+from puzzlebench.gating.gate import LEAST_PAIRS
+from puzzlebench.gating.outcome import confirm
 
 FACTORS: Final = (1.03, 1.05, 1.10)
 CYCLE: Final = "APPAAA"

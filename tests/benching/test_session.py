@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from puzzlebench.benching import session
+from puzzlebench.benching.cells import calm_cells
 from puzzlebench.benching.session import Request, main, parse_slow, read_request, run_session
 from puzzlebench.benching.suite import BENCHMARKS, Benchmark
 from puzzlebench.benching.workloads import Ready
@@ -132,14 +133,14 @@ def test_only_the_named_cells_are_slowed(monkeypatch):
 
 def test_disturbed_samples_are_set_aside():
     calm = [100.0, 101.0, 102.0, 103.0]
-    [(_, cell)] = session._cells({"search/x": [calm, [120.0, 300.0]]})
+    [(_, cell)] = calm_cells({"search/x": [calm, [120.0, 300.0]]})
     assert (cell["median"], cell["samples"], cell["taken"]) == (101.5, 4, 6)
-    assert dict(session._cells({"search/x": []})) == {}
+    assert dict(calm_cells({"search/x": []})) == {}
 
 
 def test_nothing_is_set_aside_on_a_gpu_and_throttled_samples_serve_for_want_of_others():
     samples = {"block/a": [[100.0, 120.0, 300.0]], "block/b": []}
-    cells = dict(session._cells(samples, {"block/a": [[900.0]], "block/b": [[200.0], [210.0]]}, {"block/a", "block/b"}))
+    cells = dict(calm_cells(samples, {"block/a": [[900.0]], "block/b": [[200.0], [210.0]]}, {"block/a", "block/b"}))
     assert (cells["block/a"]["median"], cells["block/a"]["samples"]) == (120.0, 3)
     assert "throttled" not in cells["block/a"]
     assert (cells["block/b"]["median"], cells["block/b"]["throttled"]) == (205.0, True)

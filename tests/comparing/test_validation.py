@@ -7,7 +7,8 @@ one of 1 % has 86 %.
 import numpy as np
 import pytest
 
-from puzzlebench.comparing.verdicts import compare, exit_code
+from puzzlebench.comparing.comparison import exit_code
+from puzzlebench.comparing.verdicts import compare
 
 SUITES = 100
 EQUAL = 200

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from puzzlebench.comparing.verdicts import compare, exit_code
+from puzzlebench.comparing.comparison import exit_code
+from puzzlebench.comparing.verdicts import compare
 from puzzlebench.comparing.words import headline, suite_line
 
 
@@ -211,6 +212,17 @@ def test_a_cell_that_fails_in_some_sessions_of_new_only_is_missing(result, pairs
     reasons = {"block/cell_4": "failed in 3 of 8 sessions: RuntimeError: no"}
     found = compare(result(base), result(new, skipped=reasons), paired=True)
     assert "block/cell_4 in NEW: failed in 3 of 8 sessions: RuntimeError: no" in found.notes
+
+
+def test_a_cell_that_base_has_in_some_sessions_is_missing_where_only_new_failed(result, pairs):
+    base, new = pairs(np.random.default_rng(23), 8, 10)
+    base[6:, 4] = new[5:, 4] = np.nan
+    failed = {"block/cell_4": "failed in 3 of 8 sessions: RuntimeError: no"}
+    found = compare(result(base), result(new, skipped=failed), paired=True)
+    assert (found.missing, exit_code(found)) == (("block/cell_4",), 1)
+    for base_skipped, new_skipped in ((failed, failed), ({}, {})):
+        found = compare(result(base, skipped=base_skipped), result(new, skipped=new_skipped), paired=True)
+        assert (found.missing, len(found.cells)) == ((), 10)
 
 
 def test_one_calm_sample_is_no_exact_time(result, pairs):

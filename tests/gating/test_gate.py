@@ -6,7 +6,8 @@ import pytest
 
 from puzzlebench.comparing.words import comparison_json
 from puzzlebench.gating import gate as module
-from puzzlebench.gating.gate import Gate, confirm, run_gate
+from puzzlebench.gating.gate import Gate, run_gate
+from puzzlebench.gating.outcome import confirm
 
 from .conftest import CELLS
 
@@ -135,12 +136,71 @@ def test_a_killed_gate_goes_on_with_whole_pairs(checkout, tmp_path, monkeypatch)
     assert (work / "first/next.003.json").stat().st_mtime_ns != stamp
 
 
-def test_a_folder_of_another_gate_is_refused(checkout):
-    run_gate(gate(checkout, work=checkout.root / "work"))
-    run_gate(gate(checkout, work=checkout.root / "work"))
+@pytest.fixture
+def interrupted(checkout, monkeypatch):
+    """A gate with a kept folder in its checkout that is interrupted in its third pair."""
+    checkout.costs(cells=slower("block/cell_3"))
+    work, run = checkout.root / "work", module.run_fresh
+
+    def dies(program, request, file, **rest):
+        if file.name == "base.002.json":
+            raise KeyboardInterrupt
+        return run(program, request, file, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "run_fresh", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_gate(gate(checkout, work=work))
+    return work
+
+
+def test_a_killed_gate_goes_on_with_the_code_that_it_began_with(checkout, interrupted, stages):
+    began = json.loads((interrupted / "job.json").read_text())["new"]
+    checkout.costs(cells=slower("block/cell_5"), more="# a comment")
+    result = run_gate(gate(checkout, work=interrupted), progress=stages[1])
+    assert result.confirmed == ("block/cell_3",)
+    assert result.new.name == began
+    assert stages[0][0].startswith("going on with")
+    [note] = [note for note in result.comparison.notes if note.startswith("NEW is the working tree")]
+    assert "1 changed file(s), as it was when this measurement began: it was edited since" in note
+    assert sorted(file.name for file in interrupted.iterdir() if "probe" not in file.name) == [
+        "first",
+        "job.json",
+        "lock",
+        "second",
+    ]
+
+
+def test_what_was_unpacked_is_of_one_gate_and_whole(checkout, interrupted):
+    assert sorted(file.name for file in (interrupted / "trees").iterdir()) == ["base", "next", "pair.json"]
+    for changes in ({"new": "main"}, {"only": ("pack_text",)}, {"sessions": 6}):
+        with pytest.raises(ValueError, match=r"holds a measurement with another (new|measurement)"):
+            run_gate(gate(checkout, work=interrupted, **changes))
+    checkout.commit()
+    with pytest.raises(ValueError, match="holds a measurement with another base"):
+        run_gate(gate(checkout, work=interrupted))
+    assert run_gate(gate(checkout, base="main~1", work=interrupted)).confirmed == ("block/cell_3",)
+
+
+def test_a_finished_gate_tells_its_result_again_and_takes_no_other_code(checkout):
+    work = checkout.root / "work"
+    first = run_gate(gate(checkout, work=work))
+    stamps = {file: file.stat().st_mtime_ns for file in work.glob("first/*.00?.json")}
+    assert run_gate(gate(checkout, work=work)).comparison == first.comparison
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
     checkout.costs(cells=slower("block/cell_3"))
     with pytest.raises(ValueError, match="another new"):
-        run_gate(gate(checkout, work=checkout.root / "work"))
+        run_gate(gate(checkout, work=work))
+    assert not (work / "trees").exists()
+
+
+def test_code_that_cannot_run_is_not_kept(checkout):
+    work = checkout.root / "work"
+    checkout.costs(error="no such device")
+    with pytest.raises(ValueError, match="NEW cannot run the suite"):
+        run_gate(gate(checkout, work=work))
+    checkout.costs(cells=slower("block/cell_3"))
+    assert run_gate(gate(checkout, work=work)).confirmed == ("block/cell_3",)
 
 
 def test_a_cell_that_is_gone_fails_and_a_new_one_is_listed(checkout):
@@ -149,7 +209,8 @@ def test_a_cell_that_is_gone_fails_and_a_new_one_is_listed(checkout):
     result = run_gate(gate(checkout))
     assert result.code() == 1
     assert (result.comparison.missing, result.comparison.appeared) == (("block/cell_0",), ("block/more",))
-    assert "block/cell_0 in NEW failed: ValueError: no" in result.comparison.notes
+    told = [note for note in result.comparison.notes if "block/cell_0" in note]
+    assert told == ["block/cell_0 in NEW: failed: ValueError: no"]
 
 
 def test_a_cell_that_fails_in_some_sessions_of_new_only_is_missing(checkout, monkeypatch):
@@ -169,7 +230,8 @@ def test_a_cell_that_fails_in_some_sessions_of_new_only_is_missing(checkout, mon
     result = run_gate(gate(checkout, new="main"))
     assert (result.code(), result.comparison.missing) == (1, ("block/cell_1",))
     assert "block/cell_1" not in verdicts(result)
-    assert "block/cell_1 in NEW failed in 2 of 5 sessions: RuntimeError: no luck" in result.comparison.notes
+    told = [note for note in result.comparison.notes if "block/cell_1" in note]
+    assert told == ["block/cell_1 in NEW: failed in 2 of 5 sessions: RuntimeError: no luck"]
     assert "1 benchmarks not run: is for GPUs (1)" in result.comparison.notes
 
 
