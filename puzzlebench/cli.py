@@ -47,9 +47,10 @@ from puzzlebench.cli_live import (
     stack_command,
     validate_live_command,
 )
-from puzzlebench.cli_options import INFEASIBLE, read_json, whole_numbers
+from puzzlebench.cli_options import INFEASIBLE, length_or_range, read_json, whole_numbers
 from puzzlebench.cli_run import add_run, run_command
 from puzzlebench.cli_search import add_pareto, add_search, pareto_command, search_command
+from puzzlebench.cli_serving import add_serving_options, refuse_serving_options, serving_command
 from puzzlebench.cli_speed import add_speed, speed_command
 from puzzlebench.cli_verify import add_verify, verify_command
 
@@ -257,18 +258,23 @@ def _add_show(commands: Commands) -> None:
 
 
 def _add_estimate(commands: Commands) -> None:
-    text = "Latency, throughput and memory of a whole model in one scenario (a static batch)."
+    text = (
+        "Latency, throughput and memory of a whole model: of a static batch, or with --serving of requests as they "
+        f"come (in-flight batching). Where limits on times do not hold the exit code is {INFEASIBLE}."
+    )
     command = commands.add_parser("estimate", help="cost a whole model in a scenario", description=text)
     _add_target(command)
     command.add_argument(
         "--architecture", metavar="FILE", help="an architecture JSON, or a heterogeneous model to cost instead"
     )
-    command.add_argument("--batch", type=int, default=1, help="sequences (%(default)s)")
-    command.add_argument("--prefill", type=int, default=1024, help="prompt tokens (%(default)s)")
-    command.add_argument("--decode", type=int, default=256, help="generated tokens (%(default)s)")
+    command.add_argument("--batch", type=int, help="sequences of a static batch (1)")
+    for name, tokens, what in (("--prefill", 1024, "prompt tokens"), ("--decode", 256, "generated tokens")):
+        text = f"{what}, with --serving also a range such as 820:1024 (%(default)s)"
+        command.add_argument(name, type=length_or_range, default=tokens, metavar="N", help=text)
     command.add_argument(
         "--memory-fraction", type=float, default=0.9, help="of the GPU's memory that may be used (%(default)s)"
     )
+    add_serving_options(command)
     _add_json(command)
     command.set_defaults(run=_estimate)
 
@@ -500,7 +506,7 @@ def _show(arguments: argparse.Namespace) -> None:
     print_cost_table(table, phases=phases, batch_size=arguments.batch_size)
 
 
-def _estimate(arguments: argparse.Namespace) -> None:
+def _estimate(arguments: argparse.Namespace) -> int:
     from puzzlebench.estimate import Estimate, estimate
     from puzzlebench.model.catalog import load_model
     from puzzlebench.profiling.sources import open_kernels
@@ -512,8 +518,15 @@ def _estimate(arguments: argparse.Namespace) -> None:
     if arguments.architecture:
         spec, architecture = _read_architecture(arguments.architecture, parent)
     gpu, kernels = open_kernels(arguments.gpu, arguments.engine or _DEFAULT_ENGINE, arguments.engine_version)
+    if arguments.serving:
+        base = (parent, parent_architecture) if arguments.architecture else None
+        return serving_command(arguments, (spec, architecture), base, gpu, kernels, _precision(arguments))
+    refuse_serving_options(arguments)
+    for name in ("prefill", "decode"):
+        if not isinstance(getattr(arguments, name), int):
+            raise ValueError(f"--{name} {getattr(arguments, name)!r} is no number of tokens; ranges need --serving")
     scenario = Scenario(
-        batch_size=arguments.batch,
+        batch_size=1 if arguments.batch is None else arguments.batch,
         prefill_len=arguments.prefill,
         decode_len=arguments.decode,
         precision=_precision(arguments),
@@ -532,7 +545,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
             "baseline": asdict(baseline),
         }
         print_json(asdict(result) | {"source": kernels.source} | (speed_up or {}))
-        return
+        return 0
     precision = scenario.precision
     title = (
         f"{spec.name} on {precision.tensor_parallel} x {gpu.name} ({kernels.engine} {kernels.engine_version}, weights "
@@ -541,6 +554,7 @@ def _estimate(arguments: argparse.Namespace) -> None:
     )
     print_estimate(title, result, (parent.name, baseline) if baseline else None)
     print(f"source: {kernels.source}")
+    return 0
 
 
 def _validate(arguments: argparse.Namespace) -> None:

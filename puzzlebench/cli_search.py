@@ -7,113 +7,23 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from puzzlebench.cli_options import INFEASIBLE
+from puzzlebench.cli_search_question import (
+    SearchQuestion,
+    add_search_options,
+    refuse_serving,
+    search_question_facts,
+    tensor_parallel_of,
+)
 from puzzlebench.progress import progress
 
 if TYPE_CHECKING:
-    from puzzlebench.model.spec import ModelSpec
-    from puzzlebench.profiling.cost_table import CostTable
-    from puzzlebench.scores import ScoreTable
-    from puzzlebench.searching.costs import SearchCosts
     from puzzlebench.searching.pareto import Front
     from puzzlebench.searching.recheck import Recheck
-    from puzzlebench.searching.scenarios import ResourceLimit, ServingScenario
-    from puzzlebench.searching.search import Confidence
-
-_LIMITED = ("memory", "params", "throughput", "latency", "ttft", "tpot")
-_EXAMPLES = {
-    "memory": "80GiB",
-    "params": "40B",
-    "throughput": "6000",
-    "latency": "20s",
-    "ttft": "900ms",
-    "tpot": "25ms",
-}
-_USABLE_MEMORY = 0.9
-_TIME_LIMIT = 60.0
-
-
-def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """What `search` and `pareto` share: tables, scenarios, limits and candidates."""
-    given = parser.add_argument_group("what is known")
-    given.add_argument(
-        "--costs", required=True, metavar="TABLE", help="a file that `profile` wrote, or a shipped table"
-    )
-    given.add_argument(
-        "--scores",
-        required=True,
-        metavar="FILE",
-        help="a score table (.parquet or .csv), or params: parameters removed, which knows nothing of quality",
-    )
-    given.add_argument(
-        "--score-metric", metavar="NAME", help="what the scores of a .csv are: kl, lm_loss, accuracy, ..."
-    )
-    given.add_argument("--score-direction", choices=("minimise", "maximise"), help="which scores of a .csv are good")
-    given.add_argument("--partial-scores", action="store_true", help="a .csv may lack pairs of the sub-blocks it names")
-    wanted = parser.add_argument_group("what is wanted")
-    wanted.add_argument(
-        "--scenario",
-        action="append",
-        metavar="[NAME:]PROMPT+GENERATED[,max-ttft=900ms,...]",
-        help="tokens of a prompt and of its answer, and limits of this scenario alone; several must all hold; "
-        "default: the table's middle prompt length and a quarter of it",
-    )
-    for resource in _LIMITED:
-        for side in ("max", "min"):
-            wanted.add_argument(f"--{side}-{resource}", metavar="X", help=_limit_help(side, resource))
-    wanted.add_argument("--batch-size", default="auto", metavar="auto|N,N", help="to choose among; auto: the table's")
-    wanted.add_argument(
-        "--confidence", type=float, metavar="P", help="hold each limit with this probability, such as 0.95"
-    )
-    wanted.add_argument(
-        "--errors",
-        choices=("correlated", "independent"),
-        help="with --confidence: whether the cost table's errors are the same in all layers (correlated, the default) "
-        "or each layer's own",
-    )
-    allowed = parser.add_argument_group("what may be chosen")
-    allowed.add_argument(
-        "--engine-rules", metavar="NAME", help="only what this engine loads: vllm, trtllm, sglang, ..."
-    )
-    allowed.add_argument(
-        "--fix", action="append", default=[], metavar="LAYERS=BLOCK", help='such as "0-3=parent" or "5=gqa_8+*"; repeat'
-    )
-    allowed.add_argument(
-        "--exclude", action="append", default=[], metavar="LAYERS=BLOCK", help='such as "*=*+linear"; repeat'
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--solver",
-        default="auto",
-        choices=("auto", "highs", "cbc"),
-        help="what settles the reduced problem; auto: an exhaustive walk, HiGHS where that grows too large",
-    )
-    how.add_argument(
-        "--time-limit",
-        type=float,
-        default=_TIME_LIMIT,
-        metavar="SECONDS",
-        help="per solution; then the best so far and its gap are printed (%(default)s)",
-    )
-
-
-def _limit_help(side: str, resource: str) -> str:
-    text = f"such as {_EXAMPLES[resource]}"
-    if (side, resource) == ("max", "memory"):
-        return f"{text}, per GPU; default: {_USABLE_MEMORY:.0%} of the GPU's".replace("%", "%%") + "; none lifts it"
-    meaning = {
-        "throughput": "generated tokens per second of the whole batch",
-        "latency": "from the prompts to the last token",
-        "ttft": "to the first token, the whole batch prefilled together",
-        "tpot": "per token after the first",
-    }
-    return (
-        f"{text}; {meaning[resource]}"
-        if side == ("min" if resource == "throughput" else "max") and (resource in meaning)
-        else text
-    )
+    from puzzlebench.searching.search import SearchOutcome, SearchSettings
+    from puzzlebench.searching.serving_search import ServedCheck, ServedOutcome
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -147,51 +57,10 @@ def add_pareto(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the points with their architectures")
 
 
-class _Question:
-    """What the shared options say, loaded."""
+def _settings(arguments: argparse.Namespace, question: SearchQuestion) -> SearchSettings:
+    from puzzlebench.searching.search import SearchSettings
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        from puzzlebench.model.engine_rules import load_engine_rules
-        from puzzlebench.profiling.cost_table import open_cost_table
-        from puzzlebench.searching.cells import spec_of
-        from puzzlebench.searching.costs import load_costs
-        from puzzlebench.searching.layer_rules import parse_layer_rule
-
-        self.table = open_cost_table(arguments.costs)
-        self.spec = spec_of(self.table)
-        self.scores = _read_scores(arguments, self.table, self.spec)
-        self.parent = self.scores.parent
-        self.scenarios = _scenarios(arguments, self.table)
-        self.limits, self.default_memory = _limits(arguments, self.table)
-        self.costs: SearchCosts = load_costs(
-            self.table,
-            self.scores,
-            self.scenarios,
-            limits=self.limits,
-            engine_rules=load_engine_rules(arguments.engine_rules) if arguments.engine_rules else None,
-            fixes=[parse_layer_rule(text) for text in arguments.fix],
-            exclusions=[parse_layer_rule(text) for text in arguments.exclude],
-        )
-        self.batch_sizes = _batch_sizes(arguments.batch_size, self.costs)
-        self.confidence = _confidence(arguments)
-
-
-def search_command(arguments: argparse.Namespace) -> int:
-    """Find the best architectures and print them; `INFEASIBLE` when there are none."""
-    from puzzlebench.render import print_json
-    from puzzlebench.render_search import print_search, print_why_not
-    from puzzlebench.searching.compare import compare
-    from puzzlebench.searching.refining import load_scorer, refine_architectures
-    from puzzlebench.searching.report import search_json, why_not_json, write_search
-    from puzzlebench.searching.search import SearchSettings, search_architectures
-    from puzzlebench.searching.why_not import why_not
-
-    scorer = load_scorer(arguments.scorer) if arguments.scorer else None
-    if arguments.evaluations < 1:
-        raise ValueError(f"the number of evaluations must be at least 1, not {arguments.evaluations}")
-    _check_folder(arguments.out)
-    question = _Question(arguments)
-    settings = SearchSettings(
+    return SearchSettings(
         batch_sizes=question.batch_sizes,
         diverse=arguments.diverse,
         alpha=arguments.alpha,
@@ -199,9 +68,59 @@ def search_command(arguments: argparse.Namespace) -> int:
         time_limit=arguments.time_limit,
         confidence=question.confidence,
     )
-    with progress() as report:
-        outcome = search_architectures(question.costs, question.table, question.scores, settings, report=report)
-    facts = _facts(arguments, question) | {"settings": asdict(settings)}
+
+
+def _solve(arguments: argparse.Namespace) -> tuple[SearchQuestion, SearchSettings, SearchOutcome, list[ServedOutcome]]:
+    """The answer, and under in-flight batching one for each degree of tensor parallelism, the best of them first."""
+    from puzzlebench.searching.search import search_architectures
+    from puzzlebench.searching.serving_search import search_served
+
+    if not arguments.serving:
+        refuse_serving(arguments)
+        question = SearchQuestion(arguments)
+        settings = _settings(arguments, question)
+        with progress() as report:
+            outcome = search_architectures(question.costs, question.table, question.scores, settings, report=report)
+        return question, settings, outcome, []
+    tried = []
+    for gpus in tensor_parallel_of(arguments):
+        question = SearchQuestion(arguments, gpus)
+        assert question.served is not None
+        with progress() as report:
+            found = search_served(
+                question.served, question.load, question.scores, _settings(arguments, question), report=report
+            )
+        question.took(found)
+        tried.append((question, found))
+
+    def loss(one: tuple[SearchQuestion, ServedOutcome]) -> tuple[bool, float]:
+        """Without an answer the most GPUs come first: they are the nearest to one."""
+        question, found = one
+        sign = 1.0 if question.scores.direction == "minimise" else -1.0
+        best = found.outcome.found
+        return (not best, sign * best[0].objective if best else -found.tensor_parallel)
+
+    tried.sort(key=loss)
+    question, best = tried[0]
+    return question, best.settings, best.outcome, [found for _, found in tried]
+
+
+def search_command(arguments: argparse.Namespace) -> int:
+    """Find the best architectures and print them; `INFEASIBLE` when there are none."""
+    from puzzlebench.render import print_json
+    from puzzlebench.render_search import print_search, print_why_not
+    from puzzlebench.render_serving import print_served_search, served_search_json
+    from puzzlebench.searching.compare import compare
+    from puzzlebench.searching.refining import load_scorer, refine_architectures
+    from puzzlebench.searching.report import search_json, why_not_json, write_search
+    from puzzlebench.searching.why_not import why_not
+
+    scorer = load_scorer(arguments.scorer) if arguments.scorer else None
+    if arguments.evaluations < 1:
+        raise ValueError(f"the number of evaluations must be at least 1, not {arguments.evaluations}")
+    _check_folder(arguments.out)
+    question, settings, outcome, served = _solve(arguments)
+    facts = search_question_facts(arguments, question) | {"settings": asdict(settings)}
     if not outcome.found:
         if not outcome.proven:
             raise ValueError(
@@ -235,6 +154,9 @@ def search_command(arguments: argparse.Namespace) -> int:
             )
     parent = _parent(question, outcome.found[0].batch_size)
     answer = search_json(facts, outcome, compared, refined, parent)
+    checks = _serve_alone(question, outcome) if served else None
+    if checks:
+        answer["serving"] = served_search_json(served, *checks)
     if arguments.out:
         architectures = [one.architecture for one in outcome.found]
         write_search(arguments.out, answer, architectures, refined.architecture if refined else None)
@@ -242,12 +164,27 @@ def search_command(arguments: argparse.Namespace) -> int:
         print_json(answer)
         return 0
     print_search(facts, outcome, compared, refined, parent)
+    if checks:
+        print_served_search(served, *checks)
     if arguments.out:
         print(f"wrote {arguments.out}: search.json, architecture.json" + (", ..." if len(outcome.found) > 1 else ""))
     return 0
 
 
-def _parent(question: _Question, batch_size: int) -> Recheck | None:
+def _serve_alone(question: SearchQuestion, outcome: SearchOutcome) -> tuple[ServedCheck, ServedCheck]:
+    """The best and the parent, each in its own steady state with as many users."""
+    from puzzlebench.searching.serving_search import check_served
+
+    assert question.served is not None
+    best = outcome.found[0]
+    own, parent = (
+        check_served(question.served, question.costs, architecture, best.batch_size)
+        for architecture in (best.architecture, question.parent)
+    )
+    return own, parent
+
+
+def _parent(question: SearchQuestion, batch_size: int) -> Recheck | None:
     """What the parent takes; None where the table lacks a cell for it, which only matters if it may be chosen."""
     from puzzlebench.searching.search import count_again
 
@@ -272,7 +209,7 @@ def pareto_command(arguments: argparse.Namespace) -> int:
     for path in (arguments.csv, arguments.out):
         if path is not None:
             check_file(path)
-    question = _Question(arguments)
+    question = _front_question(arguments)
     confidence = question.confidence
     if confidence is not None and confidence.errors_are != "correlated":
         raise ValueError("a front takes errors as correlated; leave out --errors independent")
@@ -291,7 +228,7 @@ def pareto_command(arguments: argparse.Namespace) -> int:
             table=question.table,
             report=report,
         )
-    facts = _facts(arguments, question)
+    facts = search_question_facts(arguments, question)
     answer = facts | front_json(front)
     if arguments.csv:
         write_text(arguments.csv, front_csv(front))
@@ -309,83 +246,21 @@ def pareto_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _front_question(arguments: argparse.Namespace) -> SearchQuestion:
+    if not arguments.serving:
+        refuse_serving(arguments)
+        return SearchQuestion(arguments)
+    degrees = tensor_parallel_of(arguments)
+    if len(degrees) > 1:
+        raise ValueError("a front is of one degree of tensor parallelism; give one with --tp")
+    question = SearchQuestion(arguments, degrees[0])
+    question.at_parent()
+    return question
+
+
 def _batch_of_best(front: Front) -> int:
     """The batch size of the best point by y, which is the nearest to the parent."""
     return (min if front.y_better == "low" else max)(front.points, key=lambda point: point.y).batch_size
-
-
-def _read_scores(arguments: argparse.Namespace, table: CostTable, spec: ModelSpec) -> ScoreTable:
-    from puzzlebench.model.spec import parent_architecture
-    from puzzlebench.scores import parameter_scores, read_score_table
-    from puzzlebench.searching.costed_space import costed_space
-
-    parent = parent_architecture(spec)
-    if arguments.scores == "params":
-        if arguments.score_metric or arguments.score_direction:
-            raise ValueError("--scores params says itself what it is; leave out --score-metric and --score-direction")
-        return parameter_scores(spec, costed_space(table, parent), parent)
-    path = Path(arguments.scores)
-    csv = path.suffix.lower() == ".csv"
-    if arguments.partial_scores and not csv:
-        raise ValueError("--partial-scores is for a .csv; a score table says itself whether it is partial")
-    return read_score_table(
-        path,
-        metric=arguments.score_metric,
-        direction=arguments.score_direction,
-        parent=parent if csv else None,
-        partial=arguments.partial_scores,
-    )
-
-
-def _scenarios(arguments: argparse.Namespace, table: CostTable) -> tuple[ServingScenario, ...]:
-    from puzzlebench.searching.scenarios import parse_scenario
-
-    if arguments.scenario:
-        return tuple(parse_scenario(text) for text in arguments.scenario)
-    prompts = sorted(table.frame.loc[table.frame["phase"] == "prefill", "context_len"].unique().tolist())
-    middle = int(prompts[len(prompts) // 2])
-    return (parse_scenario(f"{middle}+{max(1, middle // 4)}"),)
-
-
-def _limits(arguments: argparse.Namespace, table: CostTable) -> tuple[tuple[ResourceLimit, ...], bool]:
-    """The limits asked for, and whether the one of memory is our own."""
-    from puzzlebench.searching.costs import device_memory_limit
-    from puzzlebench.searching.scenarios import join_limits, parse_limit
-
-    given = []
-    for resource in _LIMITED:
-        for side in ("max", "min"):
-            text = getattr(arguments, f"{side}_{resource}")
-            if text is not None and not (resource == "memory" and side == "max" and text == "none"):
-                given.append(parse_limit(f"{side}-{resource}", text))
-    ours = device_memory_limit(table, _USABLE_MEMORY) if arguments.max_memory is None else None
-    return join_limits([*given, *([ours] if ours else [])]), ours is not None
-
-
-def _batch_sizes(text: str, costs: SearchCosts) -> tuple[int, ...]:
-    if text == "auto":
-        return costs.batch_sizes
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--batch-size is auto or whole numbers such as 1,8,64, not {text!r}") from None
-    for size in sizes:
-        if size not in costs.batch_sizes:
-            known = ", ".join(map(str, costs.batch_sizes))
-            raise ValueError(f"the cost table has no batch size {size}; it has {known}")
-    return tuple(dict.fromkeys(sizes))
-
-
-def _confidence(arguments: argparse.Namespace) -> Confidence | None:
-    from puzzlebench.searching.search import Confidence
-    from puzzlebench_search.robust import normal_quantile
-
-    if arguments.confidence is None:
-        if arguments.errors is not None:
-            raise ValueError("--errors needs --confidence, such as 0.95")
-        return None
-    normal_quantile(arguments.confidence)
-    return Confidence(level=arguments.confidence, errors_are=arguments.errors or "correlated")
 
 
 def _check_folder(path: Path | None) -> None:
@@ -401,21 +276,3 @@ def _check_folder(path: Path | None) -> None:
         why = "permission denied"
     if why:
         raise ValueError(f"cannot write to {path}: {why}")
-
-
-def _facts(arguments: argparse.Namespace, question: _Question) -> dict[str, Any]:
-    from puzzlebench.searching.report import search_facts
-
-    return search_facts(
-        question.costs,
-        question.table,
-        question.scores,
-        question.scenarios,
-        question.limits,
-        memory_is_default=question.default_memory,
-        engine_rules=arguments.engine_rules,
-        rules=[f"fix {text}" for text in arguments.fix] + [f"exclude {text}" for text in arguments.exclude],
-        confidence=question.confidence,
-        costs_from=arguments.costs,
-        scores_from=arguments.scores,
-    )

@@ -2,5 +2,10 @@
 
 from pathlib import Path
 
-SERVING_FILE = Path(__file__).parent / "serving" / "llama-3.1-70b.csv"
-"""Measured serving runs (static fp8 Llama-3.1-70B under in-flight batching) from the source of the kernel tables."""
+_SERVING = Path(__file__).parent / "serving"
+SERVING_FILE = _SERVING / "runs.csv"
+"""Measured serving runs of dense models under in-flight batching, from the source of the kernel tables."""
+SERVING_BENCHMARKS = _SERVING / "benchmarks.json"
+"""How those runs were made, as far as it is known, with sources; and which runs were left out, and why."""
+PUBLISHED_FILE = _SERVING / "published.csv"
+"""Throughputs that TensorRT-LLM's documentation publishes."""

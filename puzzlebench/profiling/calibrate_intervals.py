@@ -19,7 +19,7 @@ from puzzlebench.profiling.holdout import random_split, whole_value_splits
 from puzzlebench.profiling.kernel_features import KINDS, SLICES
 from puzzlebench.profiling.kriging import LocalKriging
 from puzzlebench.profiling.measured_kernels import MeasuredKernels
-from puzzlebench.profiling.parameters import SCALES_FILE, kriging_parameters, slice_name
+from puzzlebench.profiling.parameters import SCALES_FILE, SCHEMA_VERSION, kriging_parameters, slice_name
 from puzzlebench_profiles.kernel_tables import list_kernel_tables
 
 _EXTRA_SLICES = (("prefill_attention", ("bf16", "fp8")),)  # used for engines that attend in bf16 over an fp8 cache
@@ -36,25 +36,29 @@ def main() -> None:
     scales: dict[str, dict[str, float]] = {}
     for table in list_kernel_tables():
         kernels = MeasuredKernels(table)
-        found = scales[str(table.folder)] = {}
+        found = scales[table.folder.as_posix()] = {}
         for kind, dtypes in (*SLICES, *_EXTRA_SLICES):
             try:
-                found[slice_name(kind, dtypes)] = interval_scale(kernels, kind, dtypes)
+                rows = kernels.rows(kind, *dtypes)
             except ValueError:
                 continue  # not measured in these dtypes
+            found[slice_name(kind, dtypes)] = interval_scale(kernels, kind, dtypes, rows)
         print(table.folder, found, flush=True)
-    out.write_text(json.dumps({"coverage": _COVERAGE, "scales": scales}, indent=1) + "\n")
+    written = {
+        "schema_version": SCHEMA_VERSION,
+        "about": "written by `python -m puzzlebench.profiling.calibrate_intervals`",
+        "coverage": _COVERAGE,
+        "scales": scales,
+    }
+    out.write_text(json.dumps(written, indent=1) + "\n")
 
 
-def interval_scale(kernels: MeasuredKernels, kind: str, dtypes: tuple[str, ...]) -> float:
-    """The factor of one slice.
-
-    Raises:
-        ValueError: the slice was not measured.
-    """
-    table, family = kernels.rows(kind, *dtypes), KINDS[kind]
+def interval_scale(kernels: MeasuredKernels, kind: str, dtypes: tuple[str, ...], table: dict[str, FloatArray]) -> float:
+    """The factor of one slice, whose measured rows are given."""
+    family = KINDS[kind]
     x = family.features(table, kernels.datasheet)
     u = np.log(table["latency_us"] / family.ideal_us(table, kernels.datasheet, dtypes[0]))
+    parameters = kriging_parameters(kernels.engine, kind, dtypes[0])
     whole = list(whole_value_splits(family, table))
     rng = np.random.default_rng(_SEED)
     chosen = [whole[place] for place in rng.permutation(len(whole))[:_WHOLE_SPLITS]]
@@ -62,7 +66,7 @@ def interval_scale(kernels: MeasuredKernels, kind: str, dtypes: tuple[str, ...])
     for split in (random_split(len(u), share=0.2, seed=_SEED), *chosen):
         rows = _RANDOM_ROWS if split.name.startswith("random") else _WHOLE_ROWS
         held = rng.permutation(split.held_out)[:rows]
-        mean, deviation = LocalKriging(kriging_parameters(kind), x[split.known], u[split.known]).predict(x[held])
+        mean, deviation = LocalKriging(parameters, x[split.known], u[split.known]).predict(x[held])
         ratios.append(np.abs(mean - u[held]) / deviation)
     scale = float(np.quantile(np.concatenate(ratios), _COVERAGE)) / 1.96
     assert np.isfinite(scale), f"{kernels.table} {kind} {dtypes} has rows that are not numbers"

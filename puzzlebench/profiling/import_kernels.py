@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from puzzlebench_profiles import SERVING_FILE
 from puzzlebench_profiles.kernel_tables import KERNEL_DIR, MANIFEST, TABLE_COLUMNS, TEXT_COLUMNS
 
 # GPU -> engine -> version, as the source package's query_versions.yaml names the current ones.
@@ -50,10 +49,8 @@ def main() -> None:
     """Command line: rewrite the package's kernel tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=KERNEL_DIR)
-    parser.add_argument("--serving-out", type=Path, default=SERVING_FILE)
     arguments = parser.parse_args()
     import_kernels(arguments.out)
-    import_serving_runs(arguments.serving_out)
 
 
 def import_kernels(out: Path) -> None:
@@ -62,7 +59,7 @@ def import_kernels(out: Path) -> None:
     Raises:
         ValueError: `aiconfigurator-core` is not installed.
     """
-    systems = _systems_folder()
+    systems = systems_folder()
     files: dict[str, dict[str, object]] = {}
     for gpu, engines in _TABLES.items():
         for engine, version in engines.items():
@@ -84,35 +81,12 @@ def import_kernels(out: Path) -> None:
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def import_serving_runs(out: Path) -> None:
-    """Write the measured serving runs of Llama-3.1-70B on H100 and H200, split once into develop and report halves.
+def systems_folder() -> Path:
+    """Where the installed source package keeps its tables.
 
-    A run belongs to `develop` when the sha256 of its id is even, so that the split never depends on the numbers.
+    Raises:
+        ValueError: it is not installed.
     """
-    runs = pd.read_csv(_systems_folder() / "silicon_sample.csv")
-    runs = runs[(runs["model_path"] == "meta-llama/Llama-3.1-70B") & runs["system"].isin(["h100_sxm", "h200_sxm"])]
-    even = runs["id"].map(lambda name: hashlib.sha256(name.encode()).digest()[-1] % 2 == 0)
-    table = pd.DataFrame(
-        {
-            "id": runs["id"],
-            "gpu": runs["system"],
-            "engine": runs["backend"],
-            "weight_dtype": runs["precision"],
-            "tensor_parallel": runs["tp_size"].astype(int),
-            "prefill_len": runs["isl"],
-            "decode_len": runs["osl"],
-            "concurrency": runs["batch_size"].astype(int),
-            "ttft_ms": runs["silicon_ttft_ms"].round(3),
-            "tpot_ms": runs["silicon_tpot_ms"].round(4),
-            "split": even.map({True: "develop", False: "report"}),
-        }
-    )
-    keys = ["gpu", "engine", "tensor_parallel", "prefill_len", "decode_len", "concurrency"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table.sort_values(keys).to_csv(out, index=False)
-
-
-def _systems_folder() -> Path:
     found = importlib.util.find_spec("aiconfigurator_core")
     if found is None or found.origin is None:
         raise ValueError("aiconfigurator-core is not installed: pip install 'puzzlebench[peers]'")

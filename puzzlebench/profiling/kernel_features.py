@@ -37,6 +37,9 @@ class KernelKind:
 
     Attributes:
         axes: table columns that give a shape.
+        monotone: axes along which `surface` holds an answer between its measured neighbours. Not every axis along which
+            the work grows: an engine that changes to a faster kernel where batch or KV heads grow does fall there
+            (docs/accuracy.md), and along m the tiles do.
         sizes: how many leading features are plain log2 sizes (neighbours are looked up in these).
         peak_share, bandwidth_share: of the datasheet's peaks that a good kernel of the family reaches.
         floor_us: latency of an empty problem.
@@ -44,6 +47,7 @@ class KernelKind:
 
     name: str
     axes: tuple[str, ...]
+    monotone: tuple[str, ...]
     sizes: int
     work: Callable[[Shapes, str], Work]
     features: Callable[[Shapes, Datasheet], FloatArray]
@@ -129,6 +133,7 @@ def _tile_waste(length: FloatArray, tile: float) -> FloatArray:
 GEMM = KernelKind(
     name="gemm",
     axes=("m", "n", "k"),
+    monotone=("n", "k"),
     sizes=3,
     work=_gemm_work,
     features=_gemm_features,
@@ -139,6 +144,7 @@ GEMM = KernelKind(
 PREFILL_ATTENTION = KernelKind(
     name="prefill_attention",
     axes=("batch", "seq_len", "heads", "kv_heads", "head_dim"),
+    monotone=("batch", "seq_len", "kv_heads"),
     sizes=6,
     work=_prefill_work,
     features=_prefill_features,
@@ -149,6 +155,7 @@ PREFILL_ATTENTION = KernelKind(
 DECODE_ATTENTION = KernelKind(
     name="decode_attention",
     axes=("batch", "context", "heads", "kv_heads", "head_dim"),
+    monotone=("context",),
     sizes=6,
     work=_decode_work,
     features=_decode_features,

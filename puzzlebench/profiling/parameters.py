@@ -15,12 +15,26 @@ from puzzlebench_profiles.kernel_tables import KernelTableId
 
 PARAMETERS_FILE = Path(__file__).parent / "data" / "kriging.json"
 SCALES_FILE = Path(__file__).parent / "data" / "interval_scales.json"
+SCHEMA_VERSION = 1
+"""Of both files."""
+BASE_ENGINE = "trtllm"
+"""Whose hyperparameters serve every engine that has no better ones of its own."""
 
 
 @cache
-def kriging_parameters(kind: str) -> KrigingParameters:
-    """Hyperparameters of a kernel kind, the same for every GPU, with intervals not yet calibrated."""
-    raw = json.loads(PARAMETERS_FILE.read_text())["surfaces"][kind]
+def kriging_parameters(engine: str, kind: str, dtype: str) -> KrigingParameters:
+    """Hyperparameters of a kernel kind with operands (a cache, for decode) of a dtype, intervals not yet calibrated.
+
+    The same for every GPU. They are the engine's own where `fit_kriging` found those better, and otherwise those of
+    TensorRT-LLM's kernels.
+    """
+    written = _read(PARAMETERS_FILE)
+    own = written["engines"].get(engine, {}).get(own_name(kind, dtype))
+    return read_parameters(written["surfaces"][kind] if own is None else own)
+
+
+def read_parameters(raw: dict[str, Any]) -> KrigingParameters:
+    """One set of hyperparameters from the plain numbers of the file."""
     return KrigingParameters(
         lengthscales=np.array(raw["lengthscales"]),
         amplitudes=np.array(raw["amplitudes"]),
@@ -30,10 +44,25 @@ def kriging_parameters(kind: str) -> KrigingParameters:
     )
 
 
+def own_name(kind: str, dtype: str) -> str:
+    """How the file of hyperparameters names an engine's own."""
+    return f"{kind} {dtype}"
+
+
 def calibrated_parameters(table: KernelTableId, kind: str, dtypes: tuple[str, ...]) -> KrigingParameters:
-    """Hyperparameters of a kernel kind with the interval scale of one measured table."""
-    scale = _interval_scales()[str(table.folder)][slice_name(kind, dtypes)]
-    return replace(kriging_parameters(kind), interval_scale=float(scale))
+    """Hyperparameters of a kernel kind with the interval scale of one measured table.
+
+    Raises:
+        ValueError: the table's intervals were not calibrated.
+    """
+    try:
+        scale = _read(SCALES_FILE)["scales"][table.folder.as_posix()][slice_name(kind, dtypes)]
+    except KeyError:
+        raise ValueError(
+            f"{table.folder.as_posix()} has no interval scale for {slice_name(kind, dtypes)}; "
+            "`python -m puzzlebench.profiling.calibrate_intervals` finds it"
+        ) from None
+    return replace(kriging_parameters(table.engine, kind, dtypes[0]), interval_scale=float(scale))
 
 
 def slice_name(kind: str, dtypes: tuple[str, ...]) -> str:
@@ -42,6 +71,11 @@ def slice_name(kind: str, dtypes: tuple[str, ...]) -> str:
 
 
 @cache
-def _interval_scales() -> dict[str, Any]:
-    scales: dict[str, Any] = json.loads(SCALES_FILE.read_text())["scales"]
-    return scales
+def _read(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    found = loaded.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {found}, not {SCHEMA_VERSION}: {loaded.get('about', 'write it anew')}"
+        )
+    return loaded

@@ -81,17 +81,18 @@ def recheck(
     check_architecture(spec, architecture)
     counter = _Counter(table, spec, architecture, batch_size, tokens_per_block)
     values: dict[str, float] = {"params": float(model_parameters(spec, architecture))}
-    checked = [_check("params", values["params"], limit) for limit in limits if limit.resource == "params"]
+    checked = [check_limit("params", values["params"], limit) for limit in limits if limit.resource == "params"]
     for scenario in scenarios:
         found = counter.values(scenario)
         for limit in limits_in(scenario, limits):
             column = column_name(limit.resource, scenario, scenarios)
-            checked.append(_check(column, found[limit.resource], limit))
+            checked.append(check_limit(column, found[limit.resource], limit))
         values |= {column_name(resource, scenario, scenarios): value for resource, value in found.items()}
     return Recheck(batch_size=batch_size, values=values, limits=tuple(checked))
 
 
-def _check(column: str, value: float, limit: ResourceLimit) -> CheckedLimit:
+def check_limit(column: str, value: float, limit: ResourceLimit) -> CheckedLimit:
+    """A limit beside a value, both in the units of `Resource`."""
     enough = limit.low is None or value >= limit.low - TOLERANCE * limit.low
     little = limit.high is None or value <= limit.high + TOLERANCE * limit.high
     return CheckedLimit(column=column, value=value, limit=limit, holds=enough and little)
@@ -207,7 +208,7 @@ class _Counter:
                 self._spec,
                 self._architecture,
                 batch_size=self._batch,
-                context_len=scenario.prefill_len + scenario.decode_len,
+                context_len=scenario.context_len,
                 kv_dtype=self._kv_dtype,
                 tensor_parallel=self._tensor_parallel,
                 tokens_per_block=self._page,
@@ -230,7 +231,7 @@ class _Counter:
         return found
 
     def _cached_tokens(self, sub: AttentionSubBlock | FFNSubBlock, scenario: ServingScenario) -> int:
-        tokens = scenario.prefill_len + scenario.decode_len
+        tokens = scenario.context_len
         if isinstance(sub, GQA) and sub.sliding_window is not None:
             tokens = min(tokens, sub.sliding_window)
         return -(-tokens // self._page) * self._page

@@ -78,12 +78,14 @@ class ServingScenario:
 
     Attributes:
         limits: that hold in this scenario in place of the global ones of the same resource.
+        held_len: tokens in the cache of one sequence that memory is counted with; None: all of prompt and answer.
     """
 
     name: str
     prefill_len: int
     decode_len: int
     limits: tuple[ResourceLimit, ...] = ()
+    held_len: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
@@ -91,6 +93,8 @@ class ServingScenario:
             raise ValueError(f"a scenario's name is of letters, digits and _.+-, not {self.name!r}")
         for field in ("prefill_len", "decode_len"):
             require_positive_int(f"scenario {self.name}: {field}", getattr(self, field))
+        if self.held_len is not None:
+            require_positive_int(f"scenario {self.name}: held_len", self.held_len)
         _check_limits(self.limits, f"scenario {self.name}: ")
         if any(limit.resource == "params" for limit in self.limits):
             raise ValueError(
@@ -100,8 +104,8 @@ class ServingScenario:
 
     @property
     def context_len(self) -> int:
-        """Tokens in the cache of one sequence at the end."""
-        return self.prefill_len + self.decode_len
+        """Tokens in the cache of one sequence, at the end if `held_len` says nothing else."""
+        return self.prefill_len + self.decode_len if self.held_len is None else self.held_len
 
     @property
     def steps(self) -> int:

@@ -1,11 +1,11 @@
-"""`puzzlebench validate`: run every check, print it, and write docs/accuracy.md from it."""
+"""`puzzlebench validate`: run every check, print it, and write docs/accuracy.md and its picture from it."""
 
 from __future__ import annotations
 
 import datetime
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.table import Table
@@ -15,13 +15,31 @@ from puzzlebench.profiling.kernel_features import SLICES
 from puzzlebench.profiling.sources import open_kernels
 from puzzlebench.profiling.transfer_error import ENGINE as TRANSFER_ENGINE
 from puzzlebench.profiling.transfer_error import transfer_error
+from puzzlebench.progress import progress
 from puzzlebench.render import console
+from puzzlebench.serving.calibration import calibrations
+from puzzlebench.serving.published import published_runs
+from puzzlebench.serving.runs import serving_runs
+from puzzlebench.validation import tables
 from puzzlebench.validation.held_out import ErrorSummary, HeldOutError, held_out_errors, repeat_error
-from puzzlebench.validation.serving import MODEL, ServingError, serving_errors, serving_runs
+from puzzlebench.validation.paper import PaperRow, paper_rows
+from puzzlebench.validation.picture import draw_serving
+from puzzlebench.validation.serving import (
+    PredictedRun,
+    PublishedError,
+    ServingError,
+    UnusedGroup,
+    errors_by_engine,
+    predict_runs,
+    published_errors,
+    serving_errors,
+    unused_groups,
+)
 from puzzlebench_profiles.kernel_tables import list_kernel_tables, manifest
 
 _TRANSFER_ROWS = 4000
 _TEXT = Path(__file__).with_name("accuracy.md.in")
+_PICTURE: Final = "{stem}-serving.svg"  # beside the page
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,31 +64,47 @@ class Report:
     held_out: list[HeldOutError]
     repeats: dict[str, ErrorSummary]
     transfer: list[TransferRow]
+    predicted: list[PredictedRun]
     serving: list[ServingError]
+    residuals: dict[str, list[ServingError]]
+    unused: list[UnusedGroup]
+    published: list[PublishedError]
+    paper: list[PaperRow]
 
 
 def validate(gpu: str, engine: str, *, share: float = 1.0) -> Report:
     """Measure the cost model's error.
 
     Args:
-        share: of the held-out shapes to predict, in (0, 1].
+        share: of the held-out shapes and of the serving runs to predict, in (0, 1].
 
     Raises:
         ValueError: the GPU or engine is unknown or was not measured.
     """
     sheet, kernels = open_kernels(gpu, engine)
-    held_out = held_out_errors(sheet.name, kernels.engine, share=share)
-    others = sorted({t.engine for t in list_kernel_tables() if t.gpu == sheet.name} - {kernels.engine})
-    repeats = {other: repeat_error(sheet.name, kernels.engine, other) for other in others}
-    return Report(
-        gpu=sheet.name,
-        engine=kernels.engine,
-        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        held_out=held_out,
-        repeats={other: error for other, error in repeats.items() if error is not None},
-        transfer=_transfer(rows=max(100, int(_TRANSFER_ROWS * share))),
-        serving=serving_errors(serving_runs()),
-    )
+    every = max(1, round(1 / share))
+    with progress() as report:
+        report(0.0, "kernels held out")
+        held_out = held_out_errors(sheet.name, kernels.engine, share=share)
+        others = sorted({t.engine for t in list_kernel_tables() if t.gpu == sheet.name} - {kernels.engine})
+        repeats = {other: repeat_error(sheet.name, kernels.engine, other) for other in others}
+        report(0.15, "kernels carried over")
+        transfer = _transfer(rows=max(100, int(_TRANSFER_ROWS * share)))
+        predicted = predict_runs(serving_runs()[::every], progress=lambda text: report(0.25, text))
+        return Report(
+            gpu=sheet.name,
+            engine=kernels.engine,
+            created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            held_out=held_out,
+            repeats={other: error for other, error in repeats.items() if error is not None},
+            transfer=transfer,
+            predicted=predicted,
+            serving=serving_errors(predicted),
+            residuals=errors_by_engine(predicted, tables.RESIDUALS),
+            unused=unused_groups(serving_runs()[::every], progress=lambda text: report(0.4, text)),
+            published=published_errors(published_runs()[::every], progress=lambda text: report(0.65, text)),
+            paper=paper_rows(progress=lambda text: report(0.9, text)),
+        )
 
 
 def _transfer(*, rows: int) -> list[TransferRow]:
@@ -99,79 +133,81 @@ def report_json(report: Report) -> dict[str, Any]:
 
 def print_report(report: Report) -> None:
     """Print every table of the report."""
-    for title, header, rows in _tables(report):
-        shown = Table(title=title, title_justify="left")
-        for place, name in enumerate(header):
-            shown.add_column(name, justify="left" if place < len(header) - 5 else "right")
-        for row in rows:
+    for table in _tables(report).values():
+        shown = Table(title=table.title, title_justify="left")
+        for place, name in enumerate(table.header):
+            shown.add_column(name, justify="left" if place < len(table.header) - table.numbers else "right")
+        for row in table.rows:
             shown.add_row(*row)
         console().print(shown)
     console().print(
-        "errors in percent of the measured value; coverage: inside the stated 95 % interval", highlight=False
+        "errors in percent of the measured value; coverage: inside the stated interval (kernels 95 %, serving 90 %)",
+        highlight=False,
     )
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report as Markdown, the explanations of accuracy.md.in around its tables.
+    """Write the report as Markdown, the explanations of accuracy.md.in around its tables, and its picture beside it.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: a file cannot be written, or matplotlib is not installed.
     """
-    tables = [_markdown(header, rows) for _, header, rows in _tables(report)]
     facts = manifest()
-    text = _TEXT.read_text().format(
-        held_out=tables[0],
-        repeats=tables[1],
-        transfer=tables[2],
-        serving=tables[3],
+    runs = serving_runs()
+    picture = path.with_name(_PICTURE.format(stem=path.stem))
+    text = _TEXT.read_text(encoding="utf-8").format(
+        **{name: table.markdown() for name, table in _tables(report).items()},
         gpu=report.gpu,
         engine=report.engine,
         created=report.created,
-        model=MODEL,
         version=puzzlebench.__version__,
         source=f"{facts['source']} {facts['source_version']}",
+        picture=picture.name,
+        runs=len(runs),
+        develop=sum(run.split == "develop" for run in runs),
+        report=sum(run.split == "report" for run in runs),
     )
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
+    draw_serving(report.predicted, picture)
 
 
-def _tables(report: Report) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    errors = ("n", "median", "p90", "bias", "coverage")
-    held_out = [(row.kind, "/".join(row.dtypes), row.split, *_cells(row.error)) for row in report.held_out]
-    repeats = [(f"{report.engine} and {other}", *_cells(error)) for other, error in report.repeats.items()]
+def _tables(report: Report) -> dict[str, tables.TextTable]:
+    """By their names in accuracy.md.in."""
+    repeats = [(f"{report.engine} and {other}", *tables.error_cells(error)) for other, error in report.repeats.items()]
     transfer = [
         (
             f"{row.donor} to {row.target}",
             row.kind,
             "/".join(row.dtypes),
             "yes" if row.same_architecture else "no",
-            *_cells(row.error),
+            *tables.error_cells(row.error),
         )
         for row in report.transfer
     ]
-    serving = [
-        (row.gpu, row.engine, row.split, str(row.tensor_parallel or "all"), *_cells(row.error))
-        for row in report.serving
-    ]
-    return [
-        (f"{report.engine} kernels on {report.gpu}, held out", ("kernel", "dtypes", "held out", *errors), held_out),
-        (f"bf16 GEMM on {report.gpu} measured by two engines", ("engines", *errors), repeats),
-        (
-            "kernels of a GPU treated as unmeasured",
-            ("carried over", "kernel", "dtypes", "same architecture", *errors),
-            transfer,
+    return {
+        "held_out": tables.held_out_table(report.held_out, report.gpu, report.engine),
+        "repeats": tables.TextTable(
+            title=f"bf16 GEMM on {report.gpu} measured by two engines",
+            header=("engines", *tables.ERROR_COLUMNS),
+            rows=repeats,
+            numbers=5,
         ),
-        (f"time per output token of {MODEL}, served", ("GPU", "engine", "split", "TP", *errors), serving),
-    ]
-
-
-def _cells(error: ErrorSummary) -> tuple[str, ...]:
-    coverage = "" if error.coverage is None else f"{100 * error.coverage:.0f} %"
-    return (f"{error.count:,}", f"{error.median:.2f}", f"{error.p90:.2f}", f"{error.bias:+.2f}", coverage)
-
-
-def _markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    rule = ["---"] * (len(header) - 5) + ["---:"] * 5
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+        "transfer": tables.TextTable(
+            title="kernels of a GPU treated as unmeasured",
+            header=("carried over", "kernel", "dtypes", "same architecture", *tables.ERROR_COLUMNS),
+            rows=transfer,
+            numbers=5,
+        ),
+        "calibrations": tables.calibrations_table(calibrations()),
+        "overview": tables.serving_overview(report.serving),
+        "replayed": tables.serving_groups(report.serving, "replay"),
+        "steady": tables.serving_groups(report.serving, "steady"),
+        "residuals": tables.residuals_table(report.residuals),
+        "unused": tables.unused_table(report.unused),
+        "published": tables.published_table(report.published),
+        "paper": tables.paper_table(report.paper),
+        "paper_best": tables.paper_best_table(report.paper),
+    }

@@ -1,5 +1,7 @@
 """Surfaces over every measured table: rows verbatim, provenance, and how they behave between measured shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def small(h100):
         m=[m for m, _ in pairs for _ in (0, 1)], n=[n for _, n in pairs for _ in (0, 1)], k=[512, 2048] * len(pairs)
     )
     table["latency_us"] = 3.0 + table["m"] * table["n"] * table["k"] * 2e-9
-    return Surface(GEMM, table, "bf16", h100, kriging_parameters("gemm"))
+    return Surface(GEMM, table, "bf16", h100, kriging_parameters("trtllm", "gemm", "bf16"))
 
 
 @pytest.mark.parametrize("table", list_kernel_tables(), ids=lambda table: f"{table.gpu}-{table.engine}")
@@ -161,3 +163,78 @@ def test_decode_attention_beyond_the_measured_batches_scales_with_the_cache(h100
     timings = surface.timings(shapes(batch=[32, 64, 128], context=8192, **ATTENTION))
     assert timings.provenance.tolist() == [MEASURED, EXTRAPOLATED, EXTRAPOLATED]
     assert np.diff(np.log2(timings.latency_us)) == pytest.approx([1, 1], abs=0.15)
+
+
+def grid_of(h100, latency, *, kind=GEMM, **sizes):
+    """A surface over the product of the sizes, with the latencies that a function of them gives."""
+    columns = np.meshgrid(*(np.asarray(size, dtype=float) for size in sizes.values()), indexing="ij")
+    table = {axis: column.reshape(-1) for axis, column in zip(sizes, columns, strict=True)}
+    table["latency_us"] = latency(**table)
+    return Surface(kind, table, "bf16", h100, kriging_parameters("trtllm", kind.name, "bf16"))
+
+
+def bumpy(m, n, k):
+    """Grows with n and k, but one row is out of line: what is next to it must not be drawn past its neighbours."""
+    return (3.0 + m * n * k * 2e-9) * np.where((n == 1024) & (k == 2048), 1.12, 1.0)
+
+
+WIDTHS = {"m": [64, 128, 256], "n": [512, 1024, 2048, 4096], "k": [1024, 2048, 4096]}
+
+
+def test_between_two_rows_an_answer_stays_between_them(h100):
+    surface = grid_of(h100, bumpy, **WIDTHS)
+    free = replace(GEMM, monotone=())
+    unheld = grid_of(h100, bumpy, kind=free, **WIDTHS)
+    asked = shapes(m=128, n=np.arange(1024, 2049, 64), k=2048)
+    held, loose = surface.timings(asked).latency_us, unheld.timings(asked).latency_us
+    low, high = held[0], held[-1]
+    assert low < high
+    assert ((held >= low) & (held <= high)).all()
+    assert loose[1:-1].min() < low, "the case must be one that kriging alone gets wrong"
+    np.testing.assert_array_equal(held, np.clip(loose, low, high))
+
+
+def test_where_rows_fall_an_answer_is_left_alone(h100):
+    asked = shapes(m=128, n=[640, 768, 896], k=2048)  # n 512 to 1024 at a k where 512 costs most
+
+    def falling(m, n, k):
+        return (3.0 + m * n * k * 2e-9) * np.where(n == 512, 6.0, 1.0)
+
+    held = grid_of(h100, falling, **WIDTHS).timings(asked).latency_us
+    loose = grid_of(h100, falling, kind=replace(GEMM, monotone=()), **WIDTHS).timings(asked).latency_us
+    np.testing.assert_array_equal(held, loose)
+
+
+def test_beyond_the_largest_row_an_answer_is_at_least_that_row(h100):
+    def last_too_high(m, n, k):
+        return (3.0 + m * n * k * 2e-9) * np.where(n == 4096, 3.0, 1.0)
+
+    asked = shapes(m=128, n=[4096, 4160, 4352], k=2048)
+    held = grid_of(h100, last_too_high, **WIDTHS).timings(asked).latency_us
+    loose = grid_of(h100, last_too_high, kind=replace(GEMM, monotone=()), **WIDTHS).timings(asked).latency_us
+    assert loose[1] < held[0], "the case must be one that kriging alone gets wrong"
+    assert (held >= held[0]).all()
+
+
+def test_along_m_a_gemm_may_fall(gemm, gemm_rows):
+    # Tile effects: some measured rows cost less than the row before; the model must not hide that.
+    mine = (gemm_rows["n"] == 8192) & (gemm_rows["k"] == 8192)
+    order = np.argsort(gemm_rows["m"][mine])
+    latency = gemm.timings(shapes(m=gemm_rows["m"][mine][order], n=8192, k=8192)).latency_us
+    assert (np.diff(latency) < 0).any()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4, 8])
+def test_a_wider_ffn_rarely_costs_less(h100_kernels, dtype, tensor_parallel):
+    # Llama-3.1-70B's widths; falls that are left are measured rows' own.
+    width = np.arange(256 * tensor_parallel, 28673, 256 * tensor_parallel) / tensor_parallel
+    rows = np.repeat([1.0, 16.0, 64.0, 256.0, 2048.0, 8192.0], len(width))
+    asked = np.tile(width, 6)
+    surface = h100_kernels.surface("gemm", dtype)
+    up = surface.timings(shapes(m=rows, n=2 * asked, k=8192)).latency_us.reshape(6, -1)
+    down = surface.timings(shapes(m=rows, n=8192, k=asked)).latency_us.reshape(6, -1)
+    for latency in (up, down):
+        falls = 1 - latency[:, 1:] / latency[:, :-1]
+        assert np.mean(falls > 0.02) < 0.05
+        assert falls.max() < 0.3

@@ -18,6 +18,9 @@ from puzzlebench.scenario import Precision
 from puzzlebench.scores import ScoreTable, parameter_scores
 from puzzlebench.searching.costs import load_costs
 from puzzlebench.searching.scenarios import ResourceLimit, join_limits, parse_limit, parse_scenario
+from puzzlebench.serving import estimating
+from puzzlebench.serving.calibration import Calibration
+from puzzlebench.serving.iterations import Overheads
 from puzzlebench_search.problem import make_solution
 
 GRID = Grid(batch_sizes=(1, 4, 16), prefill_lens=(128, 512, 2048), context_lens=(128, 512, 1024, 4096))
@@ -41,6 +44,24 @@ def make_world(kernels, gpu, spec, precision, *, grid=GRID, max_num_tokens=4096)
         table=table,
         scores=parameter_scores(spec, space, parent),
     )
+
+
+@pytest.fixture(scope="module")
+def overheads():
+    """An engine with known overheads, whatever those that ship are; of about the size that engines have."""
+    planted = Calibration(
+        name="planted",
+        engine="trtllm",
+        engine_version="",
+        runs=1,
+        gpus=(),
+        models=(),
+        overheads=Overheads(sub_block_us=-1.0, all_reduce_us=3.0, sequence_us=2.0, request_ms=3.0),
+        widths={"tpot": 0.1, "ttft": 0.2, "throughput": 0.15},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimating, "find_calibration", lambda engine, version=None: planted)
+        yield planted
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,13 @@ def test_a_search_as_json(llama, searched):
     assert (data["bound"], data["gap"]) == (pytest.approx(outcome.found[0].objective), 0)
     assert data["limits"][0] == {"resource": "memory", "low": None, "high": float(round(3.4 * 2**30))}
     assert data["confidence"] == {"level": 0.9, "errors_are": "independent"}
-    assert data["scenarios"][0] == {"name": "512+100", "prefill_len": 512, "decode_len": 100, "limits": []}
+    assert data["scenarios"][0] == {
+        "name": "512+100",
+        "prefill_len": 512,
+        "decode_len": 100,
+        "limits": [],
+        "held_len": None,
+    }
     assert data["solutions_wanted"] == len(data["solutions"]) == 2
     for found, one in zip(outcome.found, data["solutions"], strict=True):
         assert architecture_from_json(one["architecture"]) == found.architecture

@@ -1,4 +1,4 @@
-"""Held-out errors, serving predictions and the generated report."""
+"""Held-out errors and the generated report."""
 
 import re
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from puzzlebench.profiling import transfer_error as transfer
-from puzzlebench.validation import held_out, report, serving
+from puzzlebench.validation import held_out, report
 from puzzlebench.validation.held_out import ErrorSummary, held_out_errors, repeat_error
+from puzzlebench.validation.serving import errors_by_engine, serving_errors
 
 
 @pytest.fixture(scope="module")
@@ -55,32 +56,7 @@ def test_a_gpu_is_predicted_from_another_one():
     assert transfer.transfer_error("a100_sxm", "gemm", ("fp8",), rows=300) is None
 
 
-def test_the_serving_split_is_by_id_and_both_halves_hold_every_engine():
-    runs = serving.serving_runs()
-    assert len(runs) == 177
-    halves = {split: {(run.gpu, run.engine) for run in runs if run.split == split} for split in ("develop", "report")}
-    assert halves["develop"] == halves["report"]
-    assert len(halves["report"]) == 3
-
-
-def test_predicted_time_per_token_is_near_the_measured_one():
-    runs = [run for run in serving.serving_runs() if (run.gpu, run.engine) == ("h200_sxm", "trtllm")][::6]
-    errors = [abs(serving.predict_tpot_ms(run) / run.tpot_ms - 1) for run in runs]
-    assert np.median(errors) < 0.08
-
-
-def test_a_prediction_that_does_not_fit_runs_fewer_sequences():
-    runs = {
-        (run.tensor_parallel, run.prefill_len, run.decode_len, run.concurrency): run
-        for run in serving.serving_runs()
-        if (run.gpu, run.engine) == ("h200_sxm", "trtllm")
-    }
-    crowded, more = runs[1, 8192, 1024, 64], runs[1, 8192, 1024, 128]
-    assert serving.predict_tpot_ms(crowded) == pytest.approx(serving.predict_tpot_ms(more))
-    assert serving.predict_tpot_ms(runs[1, 8192, 1024, 16]) < serving.predict_tpot_ms(crowded)
-
-
-def test_the_report_fills_its_template(tmp_path, one_slice, capsys):
+def test_the_report_fills_its_template(tmp_path, one_slice, predictions, capsys):
     made = report.Report(
         gpu="h100_sxm",
         engine="trtllm",
@@ -88,13 +64,21 @@ def test_the_report_fills_its_template(tmp_path, one_slice, capsys):
         held_out=one_slice,
         repeats={"vllm": ErrorSummary.of(np.array([0.01, 0.02]))},
         transfer=[],
-        serving=serving.serving_errors(serving.serving_runs()[:3]),
+        predicted=predictions,
+        serving=serving_errors(predictions),
+        residuals=errors_by_engine(predictions, ("users",)),
+        unused=[],
+        published=[],
+        paper=[],
     )
     path = tmp_path / "accuracy.md"
     report.write_report(made, path)
     text = path.read_text()
     assert not re.search(r"\{\w+\}", text)
     assert "| decode_attention | fp8 | whole head configuration |" in text
+    assert "| time per output token | benchmark replayed | develop | 4 | 5.00 |" in text
+    assert "](accuracy-serving.svg)" in text
+    assert (tmp_path / "accuracy-serving.svg").read_text().startswith("<?xml")
     report.print_report(made)
     assert "whole head configuration" in capsys.readouterr().out
     with pytest.raises(ValueError, match="cannot write"):

@@ -1,0 +1,290 @@
+"""The steady state of a served model, solved directly: how many sequences decode, and what a request waits for.
+
+Requests come one by one, at times that have nothing to do with each other (lengths differ, or users do). An iteration
+holds the prompts that came during the one before it; all others decode only. With n decoding sequences, g prompts that
+run together, k iterations for each (parts of a long prompt) and answers of D tokens, n k / (g (D - 1)) of the
+iterations are mixed, whatever they cost. Fixed numbers of users make the rate of requests a result; a given rate makes
+n one.
+
+Not here: the first wave of a benchmark whose users all begin at once, and users that stay in step because lengths are
+alike (their prompts meet less often); `serving.simulate` has both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from puzzlebench.serving.cache import PagedCache
+from puzzlebench.serving.iterations import IterationCosts
+from puzzlebench.serving.workload import Scheduler, Workload
+
+_ROUNDS: Final = 200
+_CLOSE: Final = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SteadyState:
+    """Where a served model settles. Times are in milliseconds, means over requests or iterations.
+
+    Attributes:
+        decoding: sequences that decode.
+        context: tokens that each of them has in the cache.
+        prompts: that run together when any do; `chunks`: iterations that each takes.
+        mixed_share: of the iterations, those with prompts.
+        decode_iteration_ms, mixed_iteration_ms: of either kind.
+        tpot_ms, ttft_ms: time per further token, and to the first one, waiting included.
+        wait_ms: of `ttft_ms`, from the request to the iteration that begins its prompt, a place in the batch given.
+        queue_ms: of `ttft_ms`, until there is a place in the batch or the cache.
+        requests_per_s: of the whole tensor-parallel group.
+        slots: sequences that the batch and the cache have place for.
+        limit: what bounds the sequences in flight: "users", "cache", "batch size" or, where prompts come as fast as
+            they can be run, "prefill".
+    """
+
+    decoding: float
+    context: float
+    prompts: float
+    chunks: int
+    mixed_share: float
+    decode_iteration_ms: float
+    mixed_iteration_ms: float
+    tpot_ms: float
+    ttft_ms: float
+    wait_ms: float
+    queue_ms: float
+    requests_per_s: float
+    slots: float
+    limit: str
+
+
+def solve(costs: IterationCosts, cache: PagedCache, scheduler: Scheduler, workload: Workload) -> SteadyState:
+    """The steady state of a workload.
+
+    Raises:
+        ValueError: a sequence does not fit in the cache, answers are of one token, or requests come faster than they
+            can be served (the message names the most).
+    """
+    return _Solver(costs, cache, scheduler, workload).solve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """What n decoding sequences ask of the iterations."""
+
+    rate: float  # requests per millisecond
+    prompts: float
+    share: float  # of the episodes (a decode iteration, or all iterations of a group of prompts), those with prompts
+    decode_ms: float
+    episode_ms: float
+    tpot_ms: float
+    hold_ms: float  # prompts are held back for so long on average
+
+
+class _Solver:
+    def __init__(self, costs: IterationCosts, cache: PagedCache, scheduler: Scheduler, workload: Workload) -> None:
+        self.costs, self.scheduler, self.workload = costs, scheduler, workload
+        self.prefill, self.steps = workload.prefill.mean, workload.decode.mean - 1
+        self.context = workload.mean_context
+        if self.steps < 1:
+            raise ValueError("answers of one token have no time per output token; give a longer --decode")
+        held = self.prefill + workload.decode.mean if scheduler.reserves else self.context
+        fits = cache.sequences(held)
+        if fits < 1:
+            raise ValueError(f"a sequence of {held:.0f} tokens does not fit in the cache; use more GPUs (--tp)")
+        self.fits = fits
+        self.slots = min(fits, float(scheduler.max_batch_size))
+
+    def solve(self) -> SteadyState:
+        users = self.workload.concurrency
+        in_flight = min(self.slots, float("inf") if users is None else float(users))
+        if self.workload.request_rate is not None:
+            return self._at_rate(self.workload.request_rate / 1e3)
+        assert users is not None
+        most = min(in_flight, self._saturated_decoding(in_flight))
+        flow, decoding = self._flow(most), most
+        if self._in_flight(flow, decoding) >= in_flight:
+            decoding = _bisect(lambda n: self._in_flight(self._flow(n), n) - in_flight, 0.0, most)
+            flow = self._flow(decoding)
+        saturated = self._in_flight(flow, decoding) < in_flight * (1 - 1e-6)
+        queue = (users - in_flight) / flow.rate
+        if saturated:
+            queue += (in_flight - self._in_flight(flow, decoding)) / flow.rate
+        limit = "prefill" if saturated else self._limit(users > in_flight)
+        return self._state(flow, decoding, queue=queue, limit=limit)
+
+    def _limit(self, full: bool) -> str:
+        if not full:
+            return "users"
+        return "cache" if self.fits <= self.scheduler.max_batch_size else "batch size"
+
+    def _at_rate(self, rate: float) -> SteadyState:
+        most = min(self.slots, self._saturated_decoding(self.slots))
+        highest = self._flow(most).rate
+        if rate >= highest:
+            raise ValueError(
+                f"{1e3 * rate:g} requests/s are more than can be served: {1e3 * highest:.3g} at the most, with "
+                f"{most:.0f} sequences decoding; lower --request-rate"
+            )
+        decoding = _bisect(lambda n: self._flow(n).rate - rate, 0.0, most)
+        return self._state(self._flow(decoding), decoding, queue=0.0, limit="users")
+
+    def _chunks(self, decoding: float) -> int:
+        if not self.scheduler.chunked:
+            return 1
+        return math.ceil(self.prefill / max(1.0, self._budget(decoding)))
+
+    def _budget(self, decoding: float) -> float:
+        """Tokens of an iteration that prompts can have."""
+        return self.scheduler.max_num_tokens - (decoding if self.scheduler.mixes else 0.0)
+
+    def _most_prompts(self, decoding: float) -> float:
+        return max(1.0, math.floor(self._budget(decoding) / self.prefill))
+
+    def _saturated_decoding(self, most: float) -> float:
+        """Sequences that decode when every iteration runs as many prompts as it can."""
+
+        def room(decoding: float) -> float:
+            return decoding - self._most_prompts(decoding) / self._chunks(decoding) * self.steps
+
+        if not self.scheduler.mixes or room(most) <= 0:
+            return most
+        return _bisect(room, 0.0, most)
+
+    def _episode_ms(self, decoding: float, prompts: float, chunks: int) -> float:
+        beside = decoding if self.scheduler.mixes else 0.0
+        if chunks == 1:
+            return self.costs.mixed_ms(beside, self.context, prompts, self.prefill)
+        part = self.prefill / chunks
+        return sum(self.costs.part_ms(beside, self.context, place * part, part) for place in range(chunks))
+
+    def _flow(self, decoding: float) -> _Flow:
+        """What so many decoding sequences ask of the iterations; the prompts that run together by a fixed point."""
+        chunks, most = self._chunks(decoding), self._most_prompts(decoding)
+        decode_ms = self.costs.iteration_ms(decoding, self.context)
+        rate, flow = decoding / (self.steps * decode_ms), None
+        for number in range(_ROUNDS):
+            prompts, hold = self._together(rate, decode_ms, flow, most)
+            episode = self._episode_ms(decoding, prompts, chunks)
+            # A token of each sequence in each iteration that it decodes in, so many requests end with each of them.
+            per_token = decoding / (self.steps * prompts)  # groups of prompts
+            if self.scheduler.mixes:
+                mixed = min(1.0, per_token * chunks)
+                tpot = mixed * episode / chunks + (1 - mixed) * decode_ms
+                share = mixed / (mixed + chunks * (1 - mixed))
+            else:
+                tpot, share = decode_ms + per_token * episode, per_token / (1 + per_token)
+            wanted = decoding / (self.steps * tpot)
+            flow = _Flow(wanted, prompts, share, decode_ms, episode, tpot, hold)
+            if abs(wanted - rate) <= _CLOSE * rate:
+                break
+            rate = wanted if number < _ROUNDS // 4 else (rate + wanted) / 2  # damped if it swings
+        assert flow is not None
+        return flow
+
+    def _together(self, rate: float, decode_ms: float, flow: _Flow | None, most: float) -> tuple[float, float]:
+        """(prompts that run together, for how long they are held back on average)."""
+        scheduler = self.scheduler
+        if scheduler.wait_iterations:
+            enough = min(most, max(1.0, scheduler.wait_share * self._budget(0.0) / self.prefill))
+            window = scheduler.wait_iterations * decode_ms
+            prompts = min(enough, 1 + rate * window)
+            window = min(window, (prompts - 1) / rate)
+            return prompts, window * (prompts + 1) / (2 * prompts)  # the first waits for all of it, the last not at all
+        if flow is None:
+            return 1.0, 0.0
+        some = [-math.expm1(-rate * duration) for duration in (decode_ms, flow.episode_ms)]
+        share = some[0] / (1 + some[0] - some[1])  # of episodes that follow one with an arrival
+        mean = share * flow.episode_ms + (1 - share) * decode_ms
+        return min(most, max(1.0, rate * mean / share)), 0.0
+
+    def _in_flight(self, flow: _Flow, decoding: float) -> float:
+        return decoding + flow.rate * (self._wait(flow, decoding) + flow.episode_ms)
+
+    def _wait(self, flow: _Flow, decoding: float) -> float:
+        """From the request to the iteration that begins its prompt."""
+        request = self.costs.overheads.request_ms
+        part = flow.episode_ms / self._chunks(decoding)
+        mixed = self._mixed_share(flow, decoding)
+        line, busy = self._line(flow, decoding)
+        if line:  # who finds prompts before him waits for them, others for the end of a decode iteration
+            part, mixed = 0.0, busy
+        if self.workload.request_rate is None:
+            # Sent when an answer has ended, and so while the next iteration runs already.
+            mean = mixed * part + (1 - mixed) * flow.decode_ms
+            return _whole_iterations(request / mean) * mean + line + flow.hold_ms
+        squares, mean = (mixed * part**k + (1 - mixed) * flow.decode_ms**k for k in (2, 1))
+        return request + squares / (2 * mean) + line + flow.hold_ms
+
+    def _mixed_share(self, flow: _Flow, decoding: float) -> float:
+        """Of the iterations, those with prompts."""
+        chunks = self._chunks(decoding)
+        return flow.share * chunks / (flow.share * chunks + 1 - flow.share)
+
+    def _line(self, flow: _Flow, decoding: float) -> tuple[float, float]:
+        """(wait for other prompts where no more can run together, share of the time that prompts run then)."""
+        most = self._most_prompts(decoding)
+        if flow.prompts < most:
+            return 0.0, 0.0
+        # With a line the budget of each iteration is used up, so a prompt takes a fraction of its last iteration.
+        service = flow.episode_ms * min(1.0, self.prefill / self._budget(decoding) / self._chunks(decoding)) / most
+        busy = min(1.0, flow.rate * service)
+        if self.workload.request_rate is not None:
+            return (busy * service / (2 * (1 - busy)) if busy < 1 else math.inf), busy
+        users = round(min(self.slots, self.workload.concurrency or 1))
+        return _closed_line(service, self.steps * flow.tpot_ms, users), busy
+
+    def _state(self, flow: _Flow, decoding: float, *, queue: float, limit: str) -> SteadyState:
+        chunks, wait = self._chunks(decoding), self._wait(flow, decoding)
+        return SteadyState(
+            decoding=decoding,
+            context=self.context,
+            prompts=flow.prompts,
+            chunks=chunks,
+            mixed_share=self._mixed_share(flow, decoding),
+            decode_iteration_ms=flow.decode_ms,
+            mixed_iteration_ms=flow.episode_ms / chunks,
+            tpot_ms=flow.tpot_ms,
+            ttft_ms=queue + wait + flow.episode_ms,
+            wait_ms=wait,
+            queue_ms=queue,
+            requests_per_s=1e3 * flow.rate,
+            slots=self.slots,
+            limit=limit,
+        )
+
+
+def _whole_iterations(request: float) -> float:
+    """Iterations that go by until the first one that begins after a time, in iterations; the time differs by half."""
+
+    def up_to(end: float) -> float:  # the integral of the next whole number
+        whole = math.floor(end)
+        return whole * (whole + 1) / 2 + (end - whole) * (whole + 1)
+
+    return (up_to(1.5 * request) - up_to(0.5 * request)) / request if request > 0 else 0.0
+
+
+def _closed_line(service: float, elsewhere: float, users: int) -> float:
+    """The mean wait before a server of equal service times that so many users come back to after a time elsewhere.
+
+    Mean value analysis, a user sees what the others alone would make; the one being served has half of it left.
+    """
+    waiting = busy = 0.0  # mean number in the line and in service
+    wait = 0.0
+    for count in range(1, users + 1):
+        wait = service * (waiting + busy / 2)
+        rate = count / (elsewhere + wait + service)
+        waiting, busy = rate * wait, min(1.0, rate * service)
+    return wait
+
+
+def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that rises crosses 0."""
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+        if high - low <= _CLOSE * high:
+            break
+    return (low + high) / 2
