@@ -71,6 +71,8 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):  # as in --max-tpot -5ms, which looks like an option
+            message += "; one that begins with - is given as --option=VALUE"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -272,7 +274,11 @@ def _add_estimate(commands: Commands) -> None:
         text = f"{what}, with --serving also a range such as 820:1024 (%(default)s)"
         command.add_argument(name, type=length_or_range, default=tokens, metavar="N", help=text)
     command.add_argument(
-        "--memory-fraction", type=float, default=0.9, help="of the GPU's memory that may be used (%(default)s)"
+        "--memory-fraction",
+        type=float,
+        default=0.9,
+        help="of the GPU's memory that may be used; with --serving and trtllm of what the weights leave, as its "
+        "free_gpu_memory_fraction (%(default)s)",
     )
     add_serving_options(command)
     _add_json(command)
@@ -565,7 +571,10 @@ def _validate(arguments: argparse.Namespace) -> None:
         validate_live_command(arguments)
         return
     share = 0.1 if arguments.quick else 1.0
-    report = validate(arguments.gpu or _DEFAULT_GPU, arguments.engine or _DEFAULT_ENGINE, share=share)
+    pictured = arguments.report is not None
+    report = validate(
+        arguments.gpu or _DEFAULT_GPU, arguments.engine or _DEFAULT_ENGINE, share=share, pictured=pictured
+    )
     if arguments.report:
         write_report(report, arguments.report)
     if arguments.json:

@@ -93,20 +93,29 @@ def _solve(arguments: argparse.Namespace) -> tuple[SearchQuestion, SearchSetting
         question.took(found)
         tried.append((question, found))
 
-    def loss(one: tuple[SearchQuestion, ServedOutcome]) -> tuple[bool, float]:
-        """Without an answer the most GPUs come first: they are the nearest to one."""
-        question, found = one
-        sign = 1.0 if question.scores.direction == "minimise" else -1.0
-        best = found.outcome.found
-        return (not best, sign * best[0].objective if best else -found.tensor_parallel)
-
-    tried.sort(key=loss)
+    sign = 1.0 if tried[0][0].scores.direction == "minimise" else -1.0
+    tried.sort(key=lambda one: served_loss(one[1], sign))
     question, best = tried[0]
     return question, best.settings, best.outcome, [found for _, found in tried]
 
 
+def served_loss(found: ServedOutcome, sign: float) -> tuple[bool, bool, float]:
+    """Orders the degrees of tensor parallelism, the best first: answers that keep their limits, then by score.
+
+    Without an answer the most GPUs come first: they are the nearest to one.
+
+    Args:
+        sign: 1 where a low objective is good, else -1.
+    """
+    best = found.outcome.found
+    return (not best, not found.keeps, sign * best[0].objective if best else -found.tensor_parallel)
+
+
 def search_command(arguments: argparse.Namespace) -> int:
-    """Find the best architectures and print them; `INFEASIBLE` when there are none."""
+    """Find the best architectures and print them.
+
+    `INFEASIBLE` when there are none, and when the best, served by itself, does not keep the limits.
+    """
     from puzzlebench.render import print_json
     from puzzlebench.render_search import print_search, print_why_not
     from puzzlebench.render_serving import print_served_search, served_search_json
@@ -157,18 +166,19 @@ def search_command(arguments: argparse.Namespace) -> int:
     checks = _serve_alone(question, outcome) if served else None
     if checks:
         answer["serving"] = served_search_json(served, *checks)
+    code = INFEASIBLE if checks and not (served[0].keeps and checks[0].keeps) else 0
     if arguments.out:
         architectures = [one.architecture for one in outcome.found]
         write_search(arguments.out, answer, architectures, refined.architecture if refined else None)
     if arguments.json:
         print_json(answer)
-        return 0
+        return code
     print_search(facts, outcome, compared, refined, parent)
     if checks:
         print_served_search(served, *checks)
     if arguments.out:
         print(f"wrote {arguments.out}: search.json, architecture.json" + (", ..." if len(outcome.found) > 1 else ""))
-    return 0
+    return code
 
 
 def _serve_alone(question: SearchQuestion, outcome: SearchOutcome) -> tuple[ServedCheck, ServedCheck]:

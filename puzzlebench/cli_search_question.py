@@ -296,7 +296,7 @@ def _users(arguments: argparse.Namespace, served: ServedSpace) -> tuple[int, ...
     if arguments.batch_size != "auto":
         raise ValueError("--batch-size is of static batches; with --serving give --concurrency")
     if arguments.concurrency in (None, "auto"):
-        return tuple(users for users in _USERS if users <= served.scheduler.max_batch_size)
+        return tuple(users for users in _USERS if users <= served.most_users)
     try:
         users = tuple(int(part) for part in arguments.concurrency.split(","))
     except ValueError:

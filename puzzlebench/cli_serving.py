@@ -71,7 +71,7 @@ def serving_command(
     """
     from puzzlebench.render import print_json
     from puzzlebench.render_serving import print_broken, print_serving, print_sweep, serving_json
-    from puzzlebench.serving.check import simulate_warm
+    from puzzlebench.serving.check import simulate_warm, why_apart
     from puzzlebench.serving.estimating import best_concurrency, estimate_workload, open_served, sweep
 
     if arguments.batch is not None:
@@ -103,7 +103,7 @@ def serving_command(
     served, points = opened(*model), []
     if workload is None:
         points = sweep(served, prefill, decode)
-        estimate = min(points, key=lambda point: len(_broken(point, limits)))
+        estimate = min(points, key=lambda point: _excess(point, limits))  # the nearest, where none keeps them
         broken = _broken(estimate, limits)
         if not broken:
             estimate = settled(served, points)
@@ -123,6 +123,7 @@ def serving_command(
         found |= serving_json(estimate) | {"scheduler": asdict(scheduler)}
         found |= {"sweep": [serving_json(point) for point in points]} if points else {}
         found |= {"simulated": asdict(simulated)} if simulated else {}
+        found |= {"kernels_version": kernels.engine_version}
         if baseline is not None:
             found["baseline"] = {"why_not": baseline} if isinstance(baseline, str) else serving_json(baseline)
         print_json(found)
@@ -138,11 +139,19 @@ def serving_command(
     if broken and points:
         print_broken([f"no number of users keeps the limits; with {_asked(estimate)} {' and '.join(broken)}"])
         return code
+    remarks = [why_apart(served, estimate, simulated)] if simulated else []
+    if estimate.state.limit == "cache" and not scheduler.reserves:
+        remarks.append(
+            f"the cache is full, and {kernels.engine} then evicts sequences and repeats their work, which the steady "
+            "state does not count" + ("" if simulated else "; --check does")
+        )
     print_serving(
         f"the best: {_asked(estimate)}" if points else f"{title}; {_asked(estimate)}",
         estimate,
+        kernels=kernels.engine_version,
         baseline=None if baseline is None or parent is None else (_named(parent[0].name, baseline, points), baseline),
         simulated=simulated,
+        remarks=[remark for remark in remarks if remark],
     )
     print_broken(broken)
     print(f"source: {kernels.source}")
@@ -183,14 +192,24 @@ def _milliseconds(text: str | None, name: str) -> float | None:
         raise ValueError(f"--{name.replace('_', '-')}: {error}") from None
 
 
+def _pairs(estimate: ServingEstimate, limits: Mapping[str, float | None]) -> list[tuple[str, float, float]]:
+    """(name, predicted, limit) of the times that have one."""
+    times = (
+        ("time to first token", limits["max_ttft_ms"], estimate.ttft_ms.value),
+        ("time per output token", limits["max_tpot_ms"], estimate.tpot_ms.value),
+    )
+    return [(name, value, limit) for name, limit, value in times if limit is not None]
+
+
+def _excess(estimate: ServingEstimate, limits: Mapping[str, float | None]) -> float:
+    """The worst time over its limit; 1 where all are kept."""
+    return max([1.0, *(value / limit for _, value, limit in _pairs(estimate, limits))])
+
+
 def _broken(estimate: ServingEstimate, limits: Mapping[str, float | None]) -> list[str]:
     """The limits that a steady state does not keep, as sentences."""
-    found = []
-    for name, option, interval in (
-        ("time to first token", "max_ttft_ms", estimate.ttft_ms),
-        ("time per output token", "max_tpot_ms", estimate.tpot_ms),
-    ):
-        limit = limits[option]
-        if limit is not None and interval.value > limit:
-            found.append(f"{name} is {interval.value:.4g} ms, and at most {limit:.4g} ms was asked for")
-    return found
+    return [
+        f"{name} is {value:.4g} ms, and at most {limit:.4g} ms was asked for"
+        for name, value, limit in _pairs(estimate, limits)
+        if value > limit
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from rich.markup import escape
@@ -22,30 +22,47 @@ _LIMITS: Final = {
     "users": "sequences, more than there are",
     "cache": "sequences: the cache is full and others wait",
     "batch size": "sequences: the batch is full and others wait",
+    "iteration size": "sequences: more leave no room for a prompt in an iteration, and others wait",
     "prefill": "sequences, but prompts come as fast as they can be run",
 }
 
 
 def serving_json(estimate: ServingEstimate) -> dict[str, Any]:
     """A steady state with its intervals; throughputs of the group and per GPU."""
+    shown = _as_asked(estimate)
     per_gpu = {
-        f"{name}_per_gpu": asdict(estimate.per_gpu(getattr(estimate, name)))
+        f"{name}_per_gpu": asdict(shown.per_gpu(getattr(shown, name)))
         for name in ("generated_tokens_per_s", "total_tokens_per_s")
     }
-    return asdict(estimate) | per_gpu | {"interval_coverage": 0.9}
+    return asdict(shown) | per_gpu | {"interval_coverage": 0.9}
+
+
+def _as_asked(estimate: ServingEstimate) -> ServingEstimate:
+    """Throughput is given where a rate of requests is, so nothing is uncertain about it."""
+    if estimate.workload.request_rate is None:
+        return estimate
+    generated, total = (
+        Interval(value=one, low=one, high=one)
+        for one in (estimate.generated_tokens_per_s.value, estimate.total_tokens_per_s.value)
+    )
+    return replace(estimate, generated_tokens_per_s=generated, total_tokens_per_s=total)
 
 
 def print_serving(
     title: str,
     estimate: ServingEstimate,
     *,
+    kernels: str,
     baseline: tuple[str, ServingEstimate | str] | None = None,
     simulated: Simulated | None = None,
+    remarks: Sequence[str] = (),
 ) -> None:
     """One steady state; beside it the parent's and what a simulation saw.
 
     Args:
+        kernels: the engine's version that they are of.
         baseline: the parent's name, and its steady state or why it has none.
+        remarks: what else there is to say, a line each.
     """
     out = console()
     out.print(title, highlight=False, markup=False)
@@ -82,13 +99,9 @@ def print_serving(
             f"{simulated.evictions:,} evictions",
             highlight=False,
         )
-        if _in_step(estimate):
-            out.print(
-                "all lengths are alike: users who begin together stay in step, and their prompts wait for one another. "
-                "The steady state has them come one by one, as they do with a range of lengths",
-                highlight=False,
-            )
-    _print_trust(estimate)
+    for remark in remarks:
+        out.print(remark, highlight=False, markup=False)
+    _print_trust(estimate, kernels)
 
 
 def print_broken(lines: Sequence[str]) -> None:
@@ -142,7 +155,7 @@ def served_search_json(tried: Sequence[ServedOutcome], own: ServedCheck, parent:
         "point": asdict(best.point.estimate.state),
         "moves": list(best.moves),
         "settled": best.settled,
-        "keeps_limits": best.keeps,
+        "keeps_limits": best.keeps and own.keeps,
         "own": _check_json(own),
         "parent": _check_json(parent),
         "tried": [_tried_json(one) for one in tried],
@@ -183,7 +196,7 @@ def print_served_search(tried: Sequence[ServedOutcome], own: ServedCheck, parent
     if len(tried) > 1:
         out.print(_tried_table(tried))
     if own.estimate is not None:
-        _print_trust(own.estimate)
+        _print_trust(own.estimate, str(best.table.frame["engine_version"].iloc[0]))
 
 
 def _moves(best: ServedOutcome) -> str:
@@ -245,12 +258,6 @@ def _value(check: ServedCheck, column: str) -> Interval | None:
     return (one.ttft_ms if column == "ttft" else one.tpot_ms).scaled(1e-3)
 
 
-def _in_step(one: ServingEstimate) -> bool:
-    workload = one.workload
-    alike = all(lengths.low == lengths.high for lengths in (workload.prefill, workload.decode))
-    return alike and (workload.concurrency or 1) > 1
-
-
 def _times_and_rates(
     one: ServingEstimate, simulated: Simulated | None = None
 ) -> list[tuple[str, str, Interval, float]]:
@@ -285,22 +292,31 @@ def _point(one: ServingEstimate) -> list[tuple[str, str, str]]:
         ("iterations with prompts", f"{state.mixed_share:.1%}", f"{state.prompts:.3g} prompts together{parts}"),
         ("  one of them", _number(state.mixed_iteration_ms), "ms"),
         ("  one without", _number(state.decode_iteration_ms), "ms"),
+        ("way through the server", _number(state.way_ms), "ms, of the time to first token; fitted"),
         ("wait for an iteration", _number(state.wait_ms), "ms, of the time to first token"),
         ("wait for a place", _number(state.queue_ms), "ms, of the time to first token"),
     ]
 
 
-def _print_trust(one: ServingEstimate) -> None:
-    """Where the numbers come from, and what the intervals are."""
+def _print_trust(one: ServingEstimate, kernels: str) -> None:
+    """Where the numbers come from, and what the intervals are.
+
+    Args:
+        kernels: the engine's version that they are of.
+    """
     trust = ", ".join(f"{share:.0%} {name}" for name, share in one.provenance.items())
-    fitted = (
-        f"overheads of {one.calibrated}"
-        if one.calibrated
-        else "no measured runs of this engine: kernels without overheads, and wider intervals"
-    )
-    console().print(f"{fitted}", highlight=False, markup=False, soft_wrap=True)
+    if not one.calibrated:
+        lines = ["no measured runs of this engine: kernels without overheads, and wider intervals"]
+    else:
+        lines = [f"overheads fitted on {one.calibrated}; kernels are of version {kernels}"]
+        if not one.measured_here:
+            lines.append("no measured runs of this GPU and model: wider intervals")
+    for line in lines:
+        console().print(line, highlight=False, markup=False, soft_wrap=True)
     console().print(escape(f"decode kernels by provenance: {trust}; 90 % intervals"), highlight=False)
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value else "0"
+    if value < 1e-6:
+        return "0"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,14 +1,20 @@
 """`estimate --serving` and `search --serving`: what they print, exit codes, and one line for what is wrong."""
 
 import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from puzzlebench.cli import main
+from puzzlebench.cli_search import served_loss
 from puzzlebench.model.blocks import architecture_to_json
 from puzzlebench.profiling.cost_table import write_cost_table
 from puzzlebench.profiling.profile import Grid
 from puzzlebench.scenario import Precision
+from puzzlebench.searching import serving_search
+from puzzlebench.serving.calibration import calibrations
 
 from .searching.conftest import edited, make_world, shortened
 
@@ -77,7 +83,10 @@ def test_users(capsys):
         "requests in the system",
         "iterations with prompts",
         "sequences, more than there are",
-        "overheads of trtllm",
+        "way through the server",
+        "wait for an iteration",
+        "overheads fitted on trtllm",
+        "; kernels are of version 1.",
         "90 % intervals",
     ):
         assert words in " ".join(out.split()), words
@@ -99,7 +108,51 @@ def test_a_rate_and_lengths_that_differ(capsys):
     assert "prompts of 400:512, 100:128 generated; 3.5 requests per second" in " ".join(out.split())
     found = as_json(capsys, *arguments)
     assert found["state"]["requests_per_s"] == pytest.approx(3.5, rel=1e-4)
-    assert found["state"]["queue_ms"] == 0
+    assert found["state"]["queue_ms"] < 0.01 * found["state"]["ttft_ms"]  # there are places for hundreds
+    for name in ("generated_tokens_per_s", "total_tokens_per_s_per_gpu"):
+        assert found[name]["low"] == found[name]["value"] == found[name]["high"]
+    assert out.count("as asked") == 3
+
+
+def test_a_rate_that_few_places_can_just_serve(capsys):
+    """Requests wait for a place then, and users see it."""
+    ask = [*ASK, "--max-batch-size", "4"]
+    most = as_json(capsys, *ask, "--concurrency", "4")["state"]["requests_per_s"]
+    calm, busy = (as_json(capsys, *ask, "--request-rate", share * most)["state"] for share in (0.3, 0.9))
+    assert calm["queue_ms"] < 0.2 * calm["ttft_ms"]
+    assert busy["queue_ms"] > 0.5 * busy["ttft_ms"]
+    assert busy["ttft_ms"] - busy["queue_ms"] < 2 * calm["ttft_ms"]
+    assert "are more than can be served" in refuse(capsys, *ask, "--request-rate", 1.1 * most)
+    out = run(capsys, *ask, "--request-rate", 0.97 * most, "--check")
+    assert "users in step" not in out
+
+
+def test_parts_of_the_time_to_the_first_token(capsys):
+    found = as_json(capsys, *ASK, "--engine", "vllm", "--concurrency", "16")
+    state, way = found["state"], fitted(found).overheads.request_ms
+    assert state["way_ms"] == way > 0
+    parts = way + state["wait_ms"] + state["queue_ms"] + state["chunks"] * state["mixed_iteration_ms"]
+    assert found["ttft_ms"]["value"] == pytest.approx(parts)
+
+
+def fitted(found):
+    (one,) = [one for one in calibrations() if one.label == found["calibrated"]]
+    return one
+
+
+def test_a_gpu_that_nothing_was_measured_on(capsys):
+    """The same overheads, and the intervals of runs elsewhere."""
+    words = "no measured runs of this GPU and model: wider intervals"
+    for gpu, here in (("h100", True), ("l40s", False)):
+        ask = [*ASK, "--gpu", gpu, "--concurrency", "4"]
+        found = as_json(capsys, *ask)
+        one = fitted(found)
+        assert found["measured_here"] == here == ("llama-3.1-8b" in one.models and f"{gpu}_sxm" in one.gpus)
+        width = math.log(found["ttft_ms"]["high"] / found["ttft_ms"]["value"])
+        assert width >= (one.widths if here else one.elsewhere)["ttft"] * (1 - 1e-9)
+        assert (words in run(capsys, *ask)) != here
+    bare = run(capsys, *ASK, "--gpu", "b200", "--engine", "sglang", "--concurrency", "4")
+    assert "no measured runs of this engine: kernels without overheads, and wider intervals" in bare
 
 
 def test_tensor_parallelism_is_per_gpu_too(capsys):
@@ -118,9 +171,38 @@ def test_the_check_agrees(capsys):
     assert seen["requests"] > 100
     out = run(capsys, *ASK, "--concurrency", "4", "--check")
     assert "simulated" in out
-    assert "users who begin together stay in step" in out
-    assert "stay in step" not in run(capsys, *ASK, "--request-rate", "2", "--check")
     assert narrow(out) <= 120
+
+
+def test_users_in_step_are_an_explanation_where_they_are_one(capsys):
+    step, other = "users who begin together stay in step", "users in step are not why"
+    out = " ".join(run(capsys, *ASK, "--concurrency", "8", "--check").split())
+    assert step in out
+    assert "with prompts of 410:512 and answers of 102:128 the two agree" in out
+    answers = run(
+        capsys, "estimate", "--serving", "--prefill", "512", "--decode", "90:128", "--concurrency", "8", "--check"
+    )
+    assert other not in answers
+    assert step not in run(capsys, *ASK, "--concurrency", "1", "--check")
+    rate = run(capsys, *ASK, "--request-rate", "2", "--check")
+    assert "means of 1,9" in rate  # of 2,000
+    assert step not in rate
+    assert other not in rate
+
+
+def test_a_full_cache_evicts_and_is_said_to(capsys):
+    ask = ["estimate", "--serving", "--engine", "vllm", "--prefill", "4000", "--decode", "500:2000"]
+    words = "the cache is full, and vllm then evicts sequences"
+    assert words in " ".join(run(capsys, *ask, "--concurrency", "300").split())
+    assert words not in run(capsys, *ask, "--concurrency", "30")
+
+
+def test_a_whole_prompt_must_leave_room(capsys):
+    """Else the sequences that decode would starve it."""
+    ask = [*ASK, "--max-num-tokens", "520", "--concurrency", "40"]
+    found = as_json(capsys, *ask)
+    assert (found["state"]["limit"], found["state"]["slots"]) == ("iteration size", 9)
+    assert "sequences: more leave no room for a prompt in an iteration" in " ".join(run(capsys, *ask).split())
 
 
 def test_a_sweep_marks_the_best(capsys):
@@ -141,6 +223,16 @@ def test_limits_that_do_not_hold(capsys):
     out = run(capsys, *ASK, "--max-tpot", "1", "--max-batch-size", "16", code=3)
     assert "! no number of users keeps the limits; with 1 user time per output token is " in out
     assert not as_json(capsys, *ASK, "--max-tpot", "1", "--max-batch-size", "8", code=3)["keeps_limits"]
+
+
+def test_limits_that_exclude_each_other_show_the_nearest(capsys):
+    """One user keeps neither; more users only move away."""
+    found = as_json(capsys, *ASK, "--max-tpot", "1", "--max-ttft", "1", "--max-batch-size", "16", code=3)
+
+    def worst(one):
+        return max(one["tpot_ms"]["value"], one["ttft_ms"]["value"])
+
+    assert worst(found) == min(map(worst, found["sweep"]))
 
 
 def test_a_variant_beside_its_parent(capsys, folder, llama_8b):
@@ -178,6 +270,8 @@ def test_a_parent_that_does_not_fit(capsys):
         (["--decode", "1", "--concurrency", "1"], "answers of one token"),
         (["--max-ttft", "fast"], "--max-ttft: 'fast' is not a duration"),
         (["--max-ttft", "0"], "--max-ttft: '0ms' must be above 0"),
+        (["--max-tpot", "-5ms"], "one that begins with - is given as --option=VALUE"),
+        (["--max-tpot=-5ms"], "--max-tpot: '-5ms' is not a duration"),
         (["--max-num-tokens", "256"], "512 tokens are more than an iteration's 256; use --chunked-prefill"),
         (["--max-num-tokens", "0"], "max_num_tokens must be a whole number of at least 1, not 0"),
         (["--model", "llama-3.1-70b", "--concurrency", "1"], "use fewer bytes per weight or more GPUs (--tp)"),
@@ -228,7 +322,7 @@ def test_a_search(capsys, quicker):
         "proven best",
         "served by itself: ",
         "own steady state",
-        "overheads of trtllm",
+        "overheads fitted on trtllm",
         "times added up lay ",
     ):
         assert words in out, words
@@ -262,6 +356,34 @@ def test_a_search_without_an_answer(capsys):
     out = run(capsys, *FIND, "--concurrency", "4", "--max-tpot", "1us", code=3)
     assert "tpot at most 1 us is out of reach" in out
     assert as_json(capsys, *FIND, "--concurrency", "4", "--max-tpot", "1us", code=3)["outcome"] == "infeasible"
+
+
+def test_answers_that_keep_their_limits_win(capsys, monkeypatch):
+    """And what does not keep them, served by itself, is no success."""
+
+    def outcome(gpus, keeps, *objectives):
+        found = SimpleNamespace(found=[SimpleNamespace(objective=one) for one in objectives])
+        return SimpleNamespace(tensor_parallel=gpus, keeps=keeps, outcome=found)
+
+    best_first = [
+        outcome(2, True, 5.0),
+        outcome(4, True, 6.0),
+        outcome(1, False, 1.0),
+        outcome(8, False),
+        outcome(3, False),
+    ]
+    jumbled = [best_first[place] for place in (3, 1, 4, 2, 0)]
+    assert sorted(jumbled, key=lambda one: served_loss(one, 1.0)) == best_first
+    wrong, low, high = outcome(1, False, 9.0), outcome(4, True, 5.0), outcome(2, True, 6.0)
+    assert sorted([wrong, low, high], key=lambda one: served_loss(one, -1.0)) == [high, low, wrong]
+
+    found = serving_search.search_served
+    monkeypatch.setattr(
+        serving_search, "search_served", lambda *args, **more: replace(found(*args, **more), keeps=False)
+    )
+    arguments = [*FIND, "--concurrency", "4", "--min-throughput", "1"]
+    assert not as_json(capsys, *arguments, code=3)["serving"]["keeps_limits"]
+    run(capsys, *arguments, code=3)
 
 
 def test_a_front(capsys):

@@ -58,7 +58,7 @@ def interval_scale(kernels: MeasuredKernels, kind: str, dtypes: tuple[str, ...],
     family = KINDS[kind]
     x = family.features(table, kernels.datasheet)
     u = np.log(table["latency_us"] / family.ideal_us(table, kernels.datasheet, dtypes[0]))
-    parameters = kriging_parameters(kernels.engine, kind, dtypes[0])
+    parameters = kriging_parameters(kind)
     whole = list(whole_value_splits(family, table))
     rng = np.random.default_rng(_SEED)
     chosen = [whole[place] for place in rng.permutation(len(whole))[:_WHOLE_SPLITS]]

@@ -17,24 +17,12 @@ PARAMETERS_FILE = Path(__file__).parent / "data" / "kriging.json"
 SCALES_FILE = Path(__file__).parent / "data" / "interval_scales.json"
 SCHEMA_VERSION = 1
 """Of both files."""
-BASE_ENGINE = "trtllm"
-"""Whose hyperparameters serve every engine that has no better ones of its own."""
 
 
 @cache
-def kriging_parameters(engine: str, kind: str, dtype: str) -> KrigingParameters:
-    """Hyperparameters of a kernel kind with operands (a cache, for decode) of a dtype, intervals not yet calibrated.
-
-    The same for every GPU. They are the engine's own where `fit_kriging` found those better, and otherwise those of
-    TensorRT-LLM's kernels.
-    """
-    written = _read(PARAMETERS_FILE)
-    own = written["engines"].get(engine, {}).get(own_name(kind, dtype))
-    return read_parameters(written["surfaces"][kind] if own is None else own)
-
-
-def read_parameters(raw: dict[str, Any]) -> KrigingParameters:
-    """One set of hyperparameters from the plain numbers of the file."""
+def kriging_parameters(kind: str) -> KrigingParameters:
+    """Hyperparameters of a kernel kind, the same for every GPU and engine, with intervals not yet calibrated."""
+    raw = _read(PARAMETERS_FILE)["surfaces"][kind]
     return KrigingParameters(
         lengthscales=np.array(raw["lengthscales"]),
         amplitudes=np.array(raw["amplitudes"]),
@@ -42,11 +30,6 @@ def read_parameters(raw: dict[str, Any]) -> KrigingParameters:
         metric=np.array(raw["metric"]),
         neighbours=int(raw["neighbours"]),
     )
-
-
-def own_name(kind: str, dtype: str) -> str:
-    """How the file of hyperparameters names an engine's own."""
-    return f"{kind} {dtype}"
 
 
 def calibrated_parameters(table: KernelTableId, kind: str, dtypes: tuple[str, ...]) -> KrigingParameters:
@@ -62,7 +45,7 @@ def calibrated_parameters(table: KernelTableId, kind: str, dtypes: tuple[str, ..
             f"{table.folder.as_posix()} has no interval scale for {slice_name(kind, dtypes)}; "
             "`python -m puzzlebench.profiling.calibrate_intervals` finds it"
         ) from None
-    return replace(kriging_parameters(table.engine, kind, dtypes[0]), interval_scale=float(scale))
+    return replace(kriging_parameters(kind), interval_scale=float(scale))
 
 
 def slice_name(kind: str, dtypes: tuple[str, ...]) -> str:

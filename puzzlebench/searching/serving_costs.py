@@ -1,15 +1,15 @@
 """What sub-blocks cost a served model at an operating point: a cost table of request times that a search adds up.
 
 Under in-flight batching an iteration with prompts and one without are sums over blocks, and at a fixed operating point
-(`serving.steady`) every time that a request sees is a weighted sum of the two: of an answer's steps a share m is mixed,
-whatever the blocks cost; a prompt takes k mixed iterations after its way through the server, which no block changes,
-and a wait of some average ones. So
+(`serving.steady`) every time that a request sees is a weighted sum of the two: of an answer's steps a share m has
+prompts of others in it, whatever the blocks cost; a prompt takes k mixed iterations after its way through the server,
+which no block changes, and a wait of some average ones. So
 
     time per output token = (1 - m) x decode iteration + m x mixed iteration
-    time to first token   = request + waiting x average iteration + k x mixed iteration
+    time to first token   = way + waiting x average iteration + k x mixed iteration
 
 and the throughput of users who ask again at once is users x answer / (time to first token + all further tokens). Where
-an engine pauses decoding for prompts, m / (1 - m) mixed iterations come on top of each decode iteration instead. Where
+an engine pauses decoding for prompts, some mixed iterations come on top of each decode iteration instead. Where
 launching its kernels takes longer than they run, a mixed iteration is counted as launches, which add up as well.
 
 A point is that of a reference architecture with all users in flight, whatever its memory: a search that limits memory
@@ -19,10 +19,10 @@ is found differs a little; whoever searches goes there and searches again (`serv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, exp, log
+from math import ceil, exp
 from typing import Any, Final, cast
 
 import numpy as np
@@ -42,13 +42,13 @@ from puzzlebench.scenario import Precision
 from puzzlebench.searching.cells import spec_of
 from puzzlebench.searching.scenarios import ServingScenario
 from puzzlebench.serving.cache import PagedCache
-from puzzlebench.serving.estimating import ServingEstimate, estimate_workload, open_served
+from puzzlebench.serving.estimating import ServingEstimate, estimate_workload, open_served, widths_of
 from puzzlebench.serving.iterations import IterationCosts
 from puzzlebench.serving.served_model import ServedModel
 from puzzlebench.serving.workload import Lengths, Scheduler, Workload
 from puzzlebench_profiles.datasheets import Datasheet, bundled_datasheets
 
-_NORMAL_90_TO_95: Final = 1.96 / 1.645
+_TO_95: Final = 1.96 / 1.645  # a cost table's intervals are of 95 %, those of served models of 90 % (as of a normal)
 _LEAST_US: Final = (
     1e-3  # a table has no cell of 0 or less, which an engine's overheads could leave of a small sub-block
 )
@@ -66,6 +66,8 @@ class OperatingPoint:
         ttft: the same.
         fixed_ttft_ms: of the time to first token, what no block changes.
         launched: of the iterations of a prompt, those that launches bound and not kernels, (k,).
+        beside: sequences that decode in an iteration with a prompt: without the user's own.
+        widths: of the 90 % intervals, logarithms by metric.
     """
 
     concurrency: int
@@ -74,6 +76,8 @@ class OperatingPoint:
     ttft: FloatArray
     fixed_ttft_ms: float
     launched: BoolArray
+    beside: float
+    widths: Mapping[str, float]
 
 
 class ServedSpace:
@@ -120,6 +124,15 @@ class ServedSpace:
         """How iterations are filled."""
         return self._ends.scheduler
 
+    @cached_property
+    def most_users(self) -> int:
+        """That the engine takes in flight, whatever the memory.
+
+        Raises:
+            ValueError: as `serving.steady.solve`.
+        """
+        return int(_without_bound(self._ends).steady(self._workload).slots)
+
     @property
     def gpu_memory_bytes(self) -> int:
         """Of one GPU."""
@@ -162,10 +175,11 @@ class ServedSpace:
             ValueError: more users than the engine takes in flight.
         """
         for users in concurrencies:
-            if users > self.scheduler.max_batch_size:
+            if users > self.most_users:
+                option = "batch-size" if self.most_users == self.scheduler.max_batch_size else "num-tokens"
                 raise ValueError(
-                    f"a search has all users in flight, and {users} are more than the engine's "
-                    f"{self.scheduler.max_batch_size} sequences; lower --concurrency or raise --max-batch-size"
+                    f"a search has all users in flight, and {users} are more than the engine's {self.most_users} "
+                    f"sequences; lower --concurrency or raise --max-{option}"
                 )
         served = _without_bound(self.served(architecture))
         return [
@@ -221,7 +235,7 @@ class ServedSpace:
         ends = self._iterations(self._ends.costs, 0, point)
         decodes = Steps.of(decodes=max(1.0, state.decoding), contexts=state.context)
         mixed = Steps.of(
-            decodes=state.decoding if self.scheduler.mixes else 0.0,
+            decodes=point.beside,
             contexts=state.context,
             prompts=state.prompts,
             lengths=self._prefill.mean,
@@ -252,14 +266,13 @@ class ServedSpace:
         """The rows of one sub-block; `iterations` (2,) in milliseconds, without and with prompts."""
         prefill, decode = self.scenario.prefill_len, self.scenario.decode_len
         contexts = sorted({prefill + 1, prefill + decode - 1})
-        estimate = point.estimate
         ttft, tpot = float(point.ttft @ iterations) + fixed_ms, float(point.tpot @ iterations)
-        cells = [("prefill", prefill, ttft, estimate.ttft_ms, timings[1])]
-        cells += [("decode", length, tpot, estimate.tpot_ms, timings[0]) for length in contexts]
+        widths = {metric: _TO_95 * width for metric, width in point.widths.items()}
+        cells = [("prefill", prefill, ttft, widths["ttft"], timings[1])]
+        cells += [("decode", length, tpot, widths["tpot"], timings[0]) for length in contexts]
         rows = []
-        for phase, length, milliseconds, interval, source in cells:
+        for phase, length, milliseconds, width, source in cells:
             value = max(_LEAST_US, 1e3 * milliseconds)
-            width = _NORMAL_90_TO_95 * log(interval.high / interval.value)
             rows.append(
                 {
                     "part": part,
@@ -284,7 +297,7 @@ class ServedSpace:
             present: sub-blocks other than no-ops.
         """
         state, overheads = point.estimate.state, costs.overheads
-        kernels = _with_prompts(costs.with_overheads(replace(overheads, launch_us=0.0)), point.estimate, self.scheduler)
+        kernels = _with_prompts(costs.with_overheads(replace(overheads, launch_us=0.0)), point.estimate, point.beside)
         mixed = np.where(point.launched, present * overheads.launch_us / 1e3, kernels)
         return np.array([costs.iteration_ms(state.decoding, state.context), mixed.mean()])
 
@@ -335,10 +348,9 @@ def _without_bound(served: ServedModel) -> ServedModel:
     return found
 
 
-def _with_prompts(costs: IterationCosts, estimate: ServingEstimate, scheduler: Scheduler) -> FloatArray:
+def _with_prompts(costs: IterationCosts, estimate: ServingEstimate, beside: float) -> FloatArray:
     """Milliseconds of each iteration that a prompt takes at a steady state, (k,)."""
     state, prefill = estimate.state, estimate.workload.prefill.mean
-    beside = state.decoding if scheduler.mixes else 0.0
     if state.chunks == 1:
         return np.array([costs.mixed_ms(beside, state.context, state.prompts, prefill)])
     part = prefill / state.chunks
@@ -347,18 +359,22 @@ def _with_prompts(costs: IterationCosts, estimate: ServingEstimate, scheduler: S
 
 def _point(users: int, estimate: ServingEstimate, served: ServedModel) -> OperatingPoint:
     state, mixes = estimate.state, served.scheduler.mixes
-    mixed = state.mixed_share
-    shares = np.array([1 - mixed, mixed])
+    shares = np.array([1 - state.mixed_share, state.mixed_share])
     average = float(shares @ [state.decode_iteration_ms, state.mixed_iteration_ms])
+    seen = np.array([1 - state.seen_share, state.seen_share])
+    if not mixes:  # decoding goes on after the prompts
+        seen = np.array([1.0, (state.tpot_ms - state.decode_iteration_ms) / state.mixed_iteration_ms])
+    beside = state.decoding * (1 - 1 / users) if mixes else 0.0
     bare = served.costs.with_overheads(replace(served.overheads, launch_us=0.0))
-    taken, kernels = (_with_prompts(costs, estimate, served.scheduler) for costs in (served.costs, bare))
-    fixed = min(state.wait_ms, served.overheads.request_ms)
-    waiting = (state.wait_ms - fixed + state.queue_ms) / average  # where prompts come too fast they queue even so
+    taken, kernels = (_with_prompts(costs, estimate, beside) for costs in (served.costs, bare))
+    waiting = (state.wait_ms + state.queue_ms) / average  # where prompts come too fast they queue even so
     return OperatingPoint(
         concurrency=users,
         estimate=estimate,
-        tpot=shares if mixes else shares / (1 - mixed),
+        tpot=seen,
         ttft=waiting * shares + np.array([0.0, state.chunks]),
-        fixed_ttft_ms=fixed,
+        fixed_ttft_ms=state.way_ms,
         launched=taken > (1 + 1e-12) * kernels,
+        beside=beside,
+        widths=widths_of(served, state),
     )

@@ -69,6 +69,11 @@ class ServedCheck:
         """Limits that do not hold."""
         return tuple(limit for limit in self.limits if not limit.holds)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it fits and all limits hold."""
+        return self.estimate is not None and not self.broken
+
 
 def search_served(
     space: ServedSpace,

@@ -2,8 +2,9 @@
 
 Four numbers for iterations and one for requests, per engine and version, whatever the model or the GPU. They are fitted
 on the `develop` runs alone (`python -m puzzlebench.serving.calibration`) and written to data/overheads.json, with the
-90 % quantiles of the errors that remain there. Time per token and throughput are those of the steady state; the time to
-the first token, which benchmarks report with the first wave in it, is that of a replay.
+90 % quantiles of their errors: of runs that a fit left out in turn, and of whole GPUs and models that it left out. Time
+per token and throughput are those of the steady state; the time to the first token, which benchmarks report with the
+first wave in it, is that of a replay.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ COVERAGE: Final = 0.9
 METRICS: Final = ("tpot", "ttft", "throughput")
 _LONGEST: Final = (8192, 8192)  # tokens of prompts and answers in the runs
 _LINEAR: Final = ("sub_block_us", "all_reduce_us", "sequence_us")
-_LAUNCHES: Final = (0.0, 100.0, 200.0, 400.0, 800.0)  # microseconds; tried one by one, since its effect has a kink
+LAUNCHES: Final = (0.0, 100.0, 200.0, 400.0, 800.0)  # microseconds; tried one by one, since its effect has a kink
 _ROUNDS: Final = 2
+_FOLDS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,9 @@ class Calibration:
     Attributes:
         name: of the benchmark that its runs come from.
         runs: that it was fitted on, `gpus` and `models` those of them.
-        widths: 90 % of the develop runs lie within these relative errors (METRICS -> logarithm of the ratio).
+        widths: 90 % of develop runs lie within these errors (METRICS -> logarithm of the ratio) when they are left out
+            of the fit, a fifth at a time.
+        elsewhere: the same when the GPU is left out, or of another version's runs of another model.
     """
 
     name: str
@@ -56,12 +60,17 @@ class Calibration:
     models: tuple[str, ...]
     overheads: Overheads
     widths: Mapping[str, float]
+    elsewhere: Mapping[str, float]
 
     @property
     def label(self) -> str:
         """For people."""
-        version = self.engine_version or "of unrecorded version"
+        version = self.engine_version or benchmarks()[self.name].engine_version
         return f"{self.engine} {version}, {self.runs} runs of {', '.join(self.models)} on {', '.join(self.gpus)}"
+
+    def covers(self, gpu: str, model: str) -> bool:
+        """Whether runs of this GPU and of this model are in it."""
+        return gpu in self.gpus and model in self.models
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +97,17 @@ def calibrations() -> tuple[Calibration, ...]:
     )
 
 
-def find_calibration(engine: str, engine_version: str | None = None) -> Calibration | None:
-    """Of the version if it was fitted, else the preferred one of the engine; None where the engine has none."""
+def find_calibration(engine: str, *, gpu: str, model: str) -> Calibration | None:
+    """The one with runs of this GPU and model, else the engine's preferred one; None where the engine has none."""
     mine = [one for one in calibrations() if one.engine == engine]
-    exact = [one for one in mine if engine_version and one.engine_version == engine_version]
-    return next(iter(exact + mine), None)
+    return next(iter([one for one in mine if one.covers(gpu, model)] + mine), None)
+
+
+def interval_widths(calibration: Calibration | None, *, gpu: str, model: str) -> Mapping[str, float]:
+    """Half widths of 90 % intervals, METRICS -> logarithm of the ratio."""
+    if calibration is None:
+        return unfitted_widths()
+    return calibration.widths if calibration.covers(gpu, model) else calibration.elsewhere
 
 
 def unfitted_widths() -> dict[str, float]:
@@ -156,9 +171,9 @@ def log_errors(runs: Sequence[ServingRun], predicted: Sequence[Predicted]) -> di
     return {metric: np.array(values) for metric, values in pairs.items()}
 
 
-def fit(runs: Sequence[ServingRun]) -> Overheads:
+def fit(runs: Sequence[ServingRun], *, launches: Sequence[float] = LAUNCHES) -> Overheads:
     """The overheads with the least sum of absolute relative errors of time per token, then of the first one."""
-    fitted = [_fit_iterations(runs, Overheads(launch_us=launch)) for launch in _LAUNCHES]
+    fitted = [_fit_iterations(runs, Overheads(launch_us=launch)) for launch in launches]
     found = min(fitted, key=lambda one: float(np.abs(_missing(runs, one)).sum()))
     first = np.array([run.ttft_ms for run in runs])
     for _ in range(2):  # who waits longer for the first token decodes less of the time
@@ -206,24 +221,45 @@ def _least_absolute(features: FloatArray, wanted: FloatArray) -> FloatArray:
 
 
 def quantile(errors: FloatArray, coverage: float = COVERAGE) -> float:
-    """The absolute error that a further run keeps with this probability (split conformal: Vovk et al. 2005)."""
+    """The absolute error that a further run keeps with this probability, if it is like these."""
     ranked = np.sort(np.abs(errors))
     place = min(len(ranked) - 1, int(np.ceil((len(ranked) + 1) * coverage)) - 1)
     return float(ranked[place])
 
 
+def left_out_errors(
+    runs: Sequence[ServingRun], parts: Sequence[object], overheads: Overheads
+) -> dict[str, list[FloatArray]]:
+    """Errors of each part of the runs under overheads fitted on the others, by metric; `launch_us` is kept."""
+    found: dict[str, list[FloatArray]] = {metric: [] for metric in METRICS}
+    for part in sorted(set(parts), key=str):
+        inside = [run for run, mine in zip(runs, parts, strict=True) if mine == part]
+        others = [run for run, mine in zip(runs, parts, strict=True) if mine != part]
+        if not others:
+            continue
+        other = fit(others, launches=(overheads.launch_us,))
+        for metric, errors in log_errors(inside, [predict(run, other) for run in inside]).items():
+            found[metric].append(errors)
+    return found
+
+
 def calibrate(runs: Sequence[ServingRun], *, progress: Callable[[str], None] = lambda _text: None) -> dict[str, Any]:
     """What data/overheads.json holds, from `develop` runs."""
     groups: dict[tuple[str, str, str], list[ServingRun]] = {}
-    for run in sorted(runs, key=lambda one: list(benchmarks()).index(one.benchmark)):
+    for run in sorted(runs, key=lambda one: (list(benchmarks()).index(one.benchmark), one.id)):
         groups.setdefault(run.group, []).append(run)
-    entries, without = [], {metric: [] for metric in METRICS}  # type: ignore[var-annotated]
-    for (name, engine, version), mine in groups.items():
-        overheads = fit(mine)
-        errors = log_errors(mine, [predict(run, overheads) for run in mine])
-        bare = log_errors(mine, [predict(run) for run in mine])
-        for metric in METRICS:
-            without[metric].append(bare[metric])
+    fitted = {group: fit(mine) for group, mine in groups.items()}
+    without: dict[str, list[FloatArray]] = {metric: [] for metric in METRICS}
+    entries = []
+    for group, mine in groups.items():
+        name, engine, version = group
+        folds = left_out_errors(mine, [place % _FOLDS for place in range(len(mine))], fitted[group])
+        away = left_out_errors(mine, [run.gpu for run in mine], fitted[group])
+        foreign = [run for other, theirs in groups.items() if other != group and other[1] == engine for run in theirs]
+        for metric, errors in log_errors(foreign, [predict(run, fitted[group]) for run in foreign]).items():
+            away[metric].append(errors)
+        for metric, errors in log_errors(mine, [predict(run) for run in mine]).items():
+            without[metric].append(errors)
         entry = Calibration(
             name=name,
             engine=engine,
@@ -231,17 +267,28 @@ def calibrate(runs: Sequence[ServingRun], *, progress: Callable[[str], None] = l
             runs=len(mine),
             gpus=tuple(sorted({run.gpu for run in mine})),
             models=tuple(sorted({run.model for run in mine})),
-            overheads=overheads,
-            widths={metric: quantile(errors[metric]) for metric in METRICS},
+            overheads=fitted[group],
+            widths=_widths(folds),
+            elsewhere=_widths(away, at_least=_widths(folds)),
         )
         entries.append(asdict(entry))
-        progress(f"{name}: {entry.label}: {overheads}")
+        progress(f"{name}: {entry.label}: {entry.overheads}, {entry.widths}, elsewhere {entry.elsewhere}")
     return {
         "schema_version": SCHEMA_VERSION,
         "method": "least absolute relative errors of the develop runs",
         "calibrations": entries,
-        "without": {metric: quantile(np.concatenate(values)) for metric, values in without.items()},
+        "without": _widths(without),
     }
+
+
+def _widths(errors: Mapping[str, list[FloatArray]], at_least: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Quantiles of all parts together; of none, what is asked at least."""
+    found = dict(at_least or {})
+    for metric, parts in errors.items():
+        together = np.concatenate([*parts, np.zeros(0)])
+        if len(together):
+            found[metric] = max(found.get(metric, 0.0), quantile(together))
+    return found
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """What a served workload sees, with intervals: the steady state, and how wrong such predictions were.
 
-The intervals are those of measured runs: 90 % of the runs that the engine's overheads were fitted on lie inside
-(`serving.calibration`), or the kernels' own interval where that is wider. An engine without a calibration gets the
-width that predictions without one have.
+The intervals are those of measured runs that the engine's overheads were not fitted on (`serving.calibration`), or the
+kernels' own where those are wider; on another GPU or model those of whole GPUs and models left out; for an engine
+without runs those of predictions without overheads. That of the time to the first token is of replayed benchmarks: no
+measurement has it without their first wave.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from puzzlebench.model.blocks import Architecture
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.profiling.timings import KernelTimings
 from puzzlebench.scenario import Precision
-from puzzlebench.serving.calibration import find_calibration, unfitted_widths
+from puzzlebench.serving.calibration import Calibration, find_calibration, interval_widths
 from puzzlebench.serving.served_model import NO_OVERHEADS, ServedModel, default_scheduler
 from puzzlebench.serving.steady import SteadyState
 from puzzlebench.serving.workload import Lengths, Scheduler, Workload
@@ -38,6 +39,7 @@ class ServingEstimate:
         tensor_parallel: GPUs of the group.
         provenance: share of a decode iteration's kernels by where their times come from.
         calibrated: whose overheads are in it; empty where the engine has none.
+        measured_here: runs of this GPU and this model are among them.
     """
 
     workload: Workload
@@ -50,6 +52,7 @@ class ServingEstimate:
     tensor_parallel: int
     provenance: dict[str, float]
     calibrated: str
+    measured_here: bool
 
     def per_gpu(self, interval: Interval) -> Interval:
         """A throughput's share of each GPU."""
@@ -73,7 +76,7 @@ def open_served(
     Raises:
         ValueError: the scheduler is not known or cannot run such prompts.
     """
-    calibration = find_calibration(kernels.engine, kernels.engine_version)
+    calibration = find_calibration(kernels.engine, gpu=gpu.name, model=spec.name)
     return ServedModel(
         kernels=kernels,
         gpu=gpu,
@@ -94,9 +97,8 @@ def estimate_workload(served: ServedModel, workload: Workload) -> ServingEstimat
         ValueError: see `serving.steady.solve`.
     """
     state = served.steady(workload)
-    calibration = find_calibration(served.kernels.engine, served.kernels.engine_version)
-    widths = unfitted_widths() if calibration is None else calibration.widths
-    least = _NORMAL_90_TO_95 * math.log1p(served.kernel_spread(state))
+    calibration = _calibration(served)
+    widths = widths_of(served, state)
     decode, prefill = workload.decode.mean, workload.prefill.mean
     tokens = state.requests_per_s * decode
     in_system = state.requests_per_s * (state.ttft_ms + state.tpot_ms * (decode - 1)) / 1e3
@@ -104,14 +106,26 @@ def estimate_workload(served: ServedModel, workload: Workload) -> ServingEstimat
         workload=workload,
         state=state,
         concurrency=in_system if workload.concurrency is None else float(workload.concurrency),
-        ttft_ms=_around(state.ttft_ms, max(widths["ttft"], least)),
-        tpot_ms=_around(state.tpot_ms, max(widths["tpot"], least)),
-        generated_tokens_per_s=_around(tokens, max(widths["throughput"], least)),
-        total_tokens_per_s=_around(tokens * (1 + prefill / decode), max(widths["throughput"], least)),
+        ttft_ms=_around(state.ttft_ms, widths["ttft"]),
+        tpot_ms=_around(state.tpot_ms, widths["tpot"]),
+        generated_tokens_per_s=_around(tokens, widths["throughput"]),
+        total_tokens_per_s=_around(tokens * (1 + prefill / decode), widths["throughput"]),
         tensor_parallel=served.precision.tensor_parallel,
         provenance=served.provenance(state),
         calibrated="" if calibration is None else calibration.label,
+        measured_here=calibration is not None and calibration.covers(served.gpu.name, served.spec.name),
     )
+
+
+def widths_of(served: ServedModel, state: SteadyState) -> dict[str, float]:
+    """Half widths of the 90 % intervals at an operating point, METRICS -> logarithm of the ratio."""
+    widths = interval_widths(_calibration(served), gpu=served.gpu.name, model=served.spec.name)
+    least = _NORMAL_90_TO_95 * math.log1p(served.kernel_spread(state))
+    return {metric: max(width, least) for metric, width in widths.items()}
+
+
+def _calibration(served: ServedModel) -> Calibration | None:
+    return find_calibration(served.kernels.engine, gpu=served.gpu.name, model=served.spec.name)
 
 
 def estimate_serving(

@@ -33,15 +33,17 @@ class SteadyState:
         decoding: sequences that decode.
         context: tokens that each of them has in the cache.
         prompts: that run together when any do; `chunks`: iterations that each takes.
-        mixed_share: of the iterations, those with prompts.
+        mixed_share: of the iterations, those with prompts; `seen_share`: those with prompts of others, as a decoding
+            sequence sees them.
         decode_iteration_ms, mixed_iteration_ms: of either kind.
         tpot_ms, ttft_ms: time per further token, and to the first one, waiting included.
-        wait_ms: of `ttft_ms`, from the request to the iteration that begins its prompt, a place in the batch given.
+        way_ms: of `ttft_ms`, the overhead of a request (server, tokenizer, way there and back).
+        wait_ms: of `ttft_ms`, for the iteration that begins its prompt, a place in the batch given.
         queue_ms: of `ttft_ms`, until there is a place in the batch or the cache.
         requests_per_s: of the whole tensor-parallel group.
         slots: sequences that the batch and the cache have place for.
-        limit: what bounds the sequences in flight: "users", "cache", "batch size" or, where prompts come as fast as
-            they can be run, "prefill".
+        limit: what bounds the sequences in flight: "users", "cache", "batch size", "iteration size" or, where prompts
+            come as fast as they can be run, "prefill".
     """
 
     decoding: float
@@ -49,10 +51,12 @@ class SteadyState:
     prompts: float
     chunks: int
     mixed_share: float
+    seen_share: float
     decode_iteration_ms: float
     mixed_iteration_ms: float
     tpot_ms: float
     ttft_ms: float
+    way_ms: float
     wait_ms: float
     queue_ms: float
     requests_per_s: float
@@ -79,6 +83,7 @@ class _Flow:
     share: float  # of the episodes (a decode iteration, or all iterations of a group of prompts), those with prompts
     decode_ms: float
     episode_ms: float
+    seen: float  # of the iterations that a sequence decodes in, those with prompts
     tpot_ms: float
     hold_ms: float  # prompts are held back for so long on average
 
@@ -94,51 +99,60 @@ class _Solver:
         fits = cache.sequences(held)
         if fits < 1:
             raise ValueError(f"a sequence of {held:.0f} tokens does not fit in the cache; use more GPUs (--tp)")
-        self.fits = fits
-        self.slots = min(fits, float(scheduler.max_batch_size))
+        bounds = {"cache": fits, "batch size": float(scheduler.max_batch_size)}
+        if scheduler.mixes:
+            # The last to join may fill the iteration; a whole prompt that is longer runs when nothing decodes.
+            prompt = 1 if scheduler.chunked else workload.prefill.high
+            bounds["iteration size"] = float(max(1, scheduler.max_num_tokens - prompt + 1))
+        self.bound = min(bounds, key=lambda name: bounds[name])
+        self.slots = bounds[self.bound]
+        users = workload.concurrency
+        self.others = 1.0 if users is None else 1 - 1 / users  # of all prompts, those that are not a user's own
 
     def solve(self) -> SteadyState:
-        users = self.workload.concurrency
-        in_flight = min(self.slots, float("inf") if users is None else float(users))
         if self.workload.request_rate is not None:
             return self._at_rate(self.workload.request_rate / 1e3)
-        assert users is not None
-        most = min(in_flight, self._saturated_decoding(in_flight))
-        flow, decoding = self._flow(most), most
-        if self._in_flight(flow, decoding) >= in_flight:
-            decoding = _bisect(lambda n: self._in_flight(self._flow(n), n) - in_flight, 0.0, most)
-            flow = self._flow(decoding)
-        saturated = self._in_flight(flow, decoding) < in_flight * (1 - 1e-6)
-        queue = (users - in_flight) / flow.rate
-        if saturated:
-            queue += (in_flight - self._in_flight(flow, decoding)) / flow.rate
-        limit = "prefill" if saturated else self._limit(users > in_flight)
+        users = self.workload.concurrency or 0
+        in_flight = min(self.slots, float(users))
+        flow, decoding = self._with_in_flight(in_flight)
+        missing = in_flight - self._in_flight(flow, decoding)
+        saturated = missing > 1e-6 * in_flight
+        queue = (users - in_flight + (missing if saturated else 0.0)) / flow.rate
+        limit = "prefill" if saturated else self.bound if users > in_flight else "users"
         return self._state(flow, decoding, queue=queue, limit=limit)
 
-    def _limit(self, full: bool) -> str:
-        if not full:
-            return "users"
-        return "cache" if self.fits <= self.scheduler.max_batch_size else "batch size"
+    def _with_in_flight(self, wanted: float) -> tuple[_Flow, float]:
+        """(flow, decoding sequences) with so many in flight, or with as many as prompts can feed."""
+        most = min(wanted, self._saturated_decoding(wanted))
+        flow = self._flow(most)
+        if self._in_flight(flow, most) < wanted:
+            return flow, most
+        decoding = _bisect(lambda n: self._in_flight(self._flow(n), n) - wanted, 0.0, most)
+        return self._flow(decoding), decoding
 
     def _at_rate(self, rate: float) -> SteadyState:
-        most = min(self.slots, self._saturated_decoding(self.slots))
-        highest = self._flow(most).rate
-        if rate >= highest:
+        full, most = self._with_in_flight(math.floor(self.slots))
+        if rate >= full.rate:
             raise ValueError(
-                f"{1e3 * rate:g} requests/s are more than can be served: {1e3 * highest:.3g} at the most, with "
-                f"{most:.0f} sequences decoding; lower --request-rate"
+                f"{1e3 * rate:g} requests/s are more than can be served: {1e3 * full.rate:.3g} at the most, with "
+                f"{most:.0f} sequences decoding ({self.bound}); lower --request-rate"
             )
         decoding = _bisect(lambda n: self._flow(n).rate - rate, 0.0, most)
-        return self._state(self._flow(decoding), decoding, queue=0.0, limit="users")
+        flow = self._flow(decoding)
+        stay = self._wait(flow, decoding) + flow.episode_ms + self.steps * flow.tpot_ms
+        answers = self.workload.decode
+        variation = answers.mean_square / answers.mean**2 - 1
+        queue = _wait_for_place(rate, stay, math.floor(self.slots), variation)
+        return self._state(flow, decoding, queue=queue, limit=self.bound if queue > 1.0 else "users")
 
     def _chunks(self, decoding: float) -> int:
         if not self.scheduler.chunked:
             return 1
-        return math.ceil(self.prefill / max(1.0, self._budget(decoding)))
+        return math.ceil(self.prefill / self._budget(decoding))
 
     def _budget(self, decoding: float) -> float:
         """Tokens of an iteration that prompts can have."""
-        return self.scheduler.max_num_tokens - (decoding if self.scheduler.mixes else 0.0)
+        return max(1.0, self.scheduler.max_num_tokens - (decoding if self.scheduler.mixes else 0.0))
 
     def _most_prompts(self, decoding: float) -> float:
         return max(1.0, math.floor(self._budget(decoding) / self.prefill))
@@ -154,7 +168,7 @@ class _Solver:
         return _bisect(room, 0.0, most)
 
     def _episode_ms(self, decoding: float, prompts: float, chunks: int) -> float:
-        beside = decoding if self.scheduler.mixes else 0.0
+        beside = decoding * self.others if self.scheduler.mixes else 0.0
         if chunks == 1:
             return self.costs.mixed_ms(beside, self.context, prompts, self.prefill)
         part = self.prefill / chunks
@@ -171,13 +185,14 @@ class _Solver:
             # A token of each sequence in each iteration that it decodes in, so many requests end with each of them.
             per_token = decoding / (self.steps * prompts)  # groups of prompts
             if self.scheduler.mixes:
-                mixed = min(1.0, per_token * chunks)
-                tpot = mixed * episode / chunks + (1 - mixed) * decode_ms
+                mixed, seen = (min(1.0, per_token * chunks * part) for part in (1.0, self.others))
+                tpot = seen * episode / chunks + (1 - seen) * decode_ms
                 share = mixed / (mixed + chunks * (1 - mixed))
             else:
-                tpot, share = decode_ms + per_token * episode, per_token / (1 + per_token)
+                seen, tpot = 0.0, decode_ms + per_token * self.others * episode
+                share = per_token / (1 + per_token)
             wanted = decoding / (self.steps * tpot)
-            flow = _Flow(wanted, prompts, share, decode_ms, episode, tpot, hold)
+            flow = _Flow(wanted, prompts, share, decode_ms, episode, seen, tpot, hold)
             if abs(wanted - rate) <= _CLOSE * rate:
                 break
             rate = wanted if number < _ROUNDS // 4 else (rate + wanted) / 2  # damped if it swings
@@ -204,7 +219,7 @@ class _Solver:
         return decoding + flow.rate * (self._wait(flow, decoding) + flow.episode_ms)
 
     def _wait(self, flow: _Flow, decoding: float) -> float:
-        """From the request to the iteration that begins its prompt."""
+        """From the request, its overhead included, to the iteration that begins its prompt."""
         request = self.costs.overheads.request_ms
         part = flow.episode_ms / self._chunks(decoding)
         mixed = self._mixed_share(flow, decoding)
@@ -244,11 +259,13 @@ class _Solver:
             prompts=flow.prompts,
             chunks=chunks,
             mixed_share=self._mixed_share(flow, decoding),
+            seen_share=flow.seen,
             decode_iteration_ms=flow.decode_ms,
             mixed_iteration_ms=flow.episode_ms / chunks,
             tpot_ms=flow.tpot_ms,
             ttft_ms=queue + wait + flow.episode_ms,
-            wait_ms=wait,
+            way_ms=self.costs.overheads.request_ms,
+            wait_ms=wait - self.costs.overheads.request_ms,
             queue_ms=queue,
             requests_per_s=1e3 * flow.rate,
             slots=self.slots,
@@ -264,6 +281,25 @@ def _whole_iterations(request: float) -> float:
         return whole * (whole + 1) / 2 + (end - whole) * (whole + 1)
 
     return (up_to(1.5 * request) - up_to(0.5 * request)) / request if request > 0 else 0.0
+
+
+def _wait_for_place(rate: float, stay: float, places: int, variation: float) -> float:
+    """The mean wait of requests that come at random for one of so many places.
+
+    Erlang's C formula for stays of exponential length, times the usual correction for others (Lee and Longton 1959).
+
+    Args:
+        rate, stay: requests per time, and the time that each holds a place.
+        variation: squared coefficient of variation of the stay.
+    """
+    busy = rate * stay
+    if busy >= places:
+        return math.inf
+    blocked = 1.0  # Erlang's B, from 0 places on
+    for place in range(1, places + 1):
+        blocked = busy * blocked / (place + busy * blocked)
+    waits = blocked / (1 - busy / places * (1 - blocked))
+    return waits * stay / (places - busy) * (1 + variation) / 2
 
 
 def _closed_line(service: float, elsewhere: float, users: int) -> float:

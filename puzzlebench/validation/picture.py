@@ -14,17 +14,28 @@ _MARKERS: Final = "os^Dv"
 _SPREAD: Final = 1.1  # the grey band: 10 % either way
 
 
+def require_matplotlib() -> None:
+    """Before long work that ends in a picture.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ValueError("the picture needs matplotlib: pip install 'puzzlebench[plots]'") from None
+
+
 def draw_serving(predicted: Sequence[PredictedRun], path: Path, *, split: str = "report") -> None:
     """Write an SVG file, the same one for the same runs.
 
     Raises:
         ValueError: matplotlib is not installed, there is no such run, or the file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("the picture needs matplotlib: pip install 'puzzlebench[plots]'") from None
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     shown = [one for one in predicted if one.run.split == split]
     if not shown:
         raise ValueError(f"no run of the {split} half was predicted")

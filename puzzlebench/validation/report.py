@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +22,17 @@ from puzzlebench.serving.calibration import calibrations
 from puzzlebench.serving.published import published_runs
 from puzzlebench.serving.runs import serving_runs
 from puzzlebench.validation import tables
-from puzzlebench.validation.held_out import ErrorSummary, HeldOutError, held_out_errors, repeat_error
+from puzzlebench.validation.held_out import (
+    ErrorSummary,
+    HeldOutError,
+    held_out_errors,
+    interpolation_errors,
+    repeat_error,
+)
 from puzzlebench.validation.paper import PaperRow, paper_rows
-from puzzlebench.validation.picture import draw_serving
+from puzzlebench.validation.picture import draw_serving, require_matplotlib
 from puzzlebench.validation.serving import (
+    SETTLED,
     PredictedRun,
     PublishedError,
     ServingError,
@@ -56,12 +64,18 @@ class TransferRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Everything `validate` measures. `repeats` pairs each other engine with how far its GEMMs lie apart."""
+    """Everything `validate` measures.
+
+    Attributes:
+        held_out, interpolated: errors of the kernel model and of plain interpolation, in the same order.
+        repeats: each other engine with how far its GEMMs lie apart.
+    """
 
     gpu: str
     engine: str
     created: str
     held_out: list[HeldOutError]
+    interpolated: list[HeldOutError]
     repeats: dict[str, ErrorSummary]
     transfer: list[TransferRow]
     predicted: list[PredictedRun]
@@ -72,20 +86,24 @@ class Report:
     paper: list[PaperRow]
 
 
-def validate(gpu: str, engine: str, *, share: float = 1.0) -> Report:
+def validate(gpu: str, engine: str, *, share: float = 1.0, pictured: bool = False) -> Report:
     """Measure the cost model's error.
 
     Args:
         share: of the held-out shapes and of the serving runs to predict, in (0, 1].
+        pictured: the report is to be written, with its picture: minutes of work are not begun without matplotlib.
 
     Raises:
-        ValueError: the GPU or engine is unknown or was not measured.
+        ValueError: the GPU or engine is unknown or was not measured, or matplotlib is missing.
     """
+    if pictured:
+        require_matplotlib()
     sheet, kernels = open_kernels(gpu, engine)
     every = max(1, round(1 / share))
     with progress() as report:
         report(0.0, "kernels held out")
         held_out = held_out_errors(sheet.name, kernels.engine, share=share)
+        interpolated = interpolation_errors(sheet.name, kernels.engine, share=share)
         others = sorted({t.engine for t in list_kernel_tables() if t.gpu == sheet.name} - {kernels.engine})
         repeats = {other: repeat_error(sheet.name, kernels.engine, other) for other in others}
         report(0.15, "kernels carried over")
@@ -96,6 +114,7 @@ def validate(gpu: str, engine: str, *, share: float = 1.0) -> Report:
             engine=kernels.engine,
             created=datetime.datetime.now(datetime.UTC).date().isoformat(),
             held_out=held_out,
+            interpolated=interpolated,
             repeats={other: error for other, error in repeats.items() if error is not None},
             transfer=transfer,
             predicted=predicted,
@@ -163,15 +182,23 @@ def write_report(report: Report, path: Path) -> None:
         version=puzzlebench.__version__,
         source=f"{facts['source']} {facts['source_version']}",
         picture=picture.name,
+        settled_coverage=_settled_coverage(report.serving),
         runs=len(runs),
         develop=sum(run.split == "develop" for run in runs),
         report=sum(run.split == "report" for run in runs),
     )
+    draw_serving(report.predicted, picture)  # first: a page does not link a picture that is not there
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    draw_serving(report.predicted, picture)
+
+
+def _settled_coverage(errors: Sequence[ServingError]) -> str:
+    """Of the report half, for its sentence."""
+    found = [row.errors[SETTLED] for row in errors if (row.method, row.split, row.by) == ("steady", "report", "all")]
+    coverage = found[0].coverage if found and found[0] else None
+    return "no run" if coverage is None else f"{100 * coverage:.0f} %"
 
 
 def _tables(report: Report) -> dict[str, tables.TextTable]:
@@ -188,7 +215,7 @@ def _tables(report: Report) -> dict[str, tables.TextTable]:
         for row in report.transfer
     ]
     return {
-        "held_out": tables.held_out_table(report.held_out, report.gpu, report.engine),
+        "held_out": tables.held_out_table(report.held_out, report.interpolated, report.gpu, report.engine),
         "repeats": tables.TextTable(
             title=f"bf16 GEMM on {report.gpu} measured by two engines",
             header=("engines", *tables.ERROR_COLUMNS),
@@ -202,6 +229,7 @@ def _tables(report: Report) -> dict[str, tables.TextTable]:
             numbers=5,
         ),
         "calibrations": tables.calibrations_table(calibrations()),
+        "targets": tables.targets_table(report.predicted),
         "overview": tables.serving_overview(report.serving),
         "replayed": tables.serving_groups(report.serving, "replay"),
         "steady": tables.serving_groups(report.serving, "steady"),

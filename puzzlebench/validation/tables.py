@@ -14,11 +14,21 @@ import numpy as np
 from puzzlebench.estimate import Interval
 from puzzlebench.serving.calibration import METRICS, Calibration
 from puzzlebench.serving.iterations import Overheads
-from puzzlebench.serving.runs import SPLITS
+from puzzlebench.serving.runs import SPLITS, benchmarks
 from puzzlebench.validation import paper
 from puzzlebench.validation.held_out import ErrorSummary, HeldOutError
 from puzzlebench.validation.paper import PaperPoint, PaperRow
-from puzzlebench.validation.serving import METHODS, SETTLED, UNQUEUED, PublishedError, ServingError, UnusedGroup
+from puzzlebench.validation.serving import (
+    METHODS,
+    SETTLED,
+    UNQUEUED,
+    PredictedRun,
+    PublishedError,
+    ServingError,
+    UnusedGroup,
+    missed,
+    target_cells,
+)
 
 ERROR_COLUMNS: Final = ("n", "median", "p90", "bias", "coverage")
 GROUPED: Final = ("GPU", "engine", "model", "TP", "lengths")
@@ -28,7 +38,7 @@ _NAMES: Final = {
     "ttft": "time to first token",
     "throughput": "throughput",
     UNQUEUED: "time to first token, all in flight",
-    SETTLED: "the same without a first wave",
+    SETTLED: "time to first token, without a first wave",
     "replay": "benchmark replayed",
     "steady": "steady state",
 }
@@ -49,48 +59,80 @@ class TextTable:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows))
 
 
-def held_out_table(found: Sequence[HeldOutError], gpu: str, engine: str) -> TextTable:
-    """Kernels by kind, dtype and split."""
-    rows = [(row.kind, "/".join(row.dtypes), row.split, *error_cells(row.error)) for row in found]
-    header = ("kernel", "dtypes", "held out", *ERROR_COLUMNS)
-    return TextTable(title=f"{engine} kernels on {gpu}, held out", header=header, rows=rows, numbers=5)
+def held_out_table(found: Sequence[HeldOutError], plain: Sequence[HeldOutError], gpu: str, engine: str) -> TextTable:
+    """Kernels by kind, dtype and split; `plain` has the errors of interpolation on the same rows."""
+    rows = [
+        (row.kind, "/".join(row.dtypes), row.split, *error_cells(row.error), *error_cells(other.error)[1:3])
+        for row, other in zip(found, plain, strict=True)
+    ]
+    header = ("kernel", "dtypes", "held out", *ERROR_COLUMNS, "plain median", "plain p90")
+    return TextTable(title=f"{engine} kernels on {gpu}, held out", header=header, rows=rows, numbers=7)
 
 
 def calibrations_table(calibrations: Sequence[Calibration]) -> TextTable:
     """Fitted overheads and the widths of intervals."""
     names = [field.name for field in dataclasses.fields(Overheads)]
+    where = tuple(f"{metric} elsewhere" for metric in METRICS)
     rows = [
         (
-            f"{one.engine} {one.engine_version or '(unrecorded)'}",
+            f"{one.engine} {one.engine_version or benchmarks()[one.name].engine_version}",
             one.name,
             ", ".join(one.gpus),
             ", ".join(one.models),
             str(one.runs),
             *(f"{getattr(one.overheads, name):.2f}" for name in names),
-            *(f"{100 * math.expm1(one.widths[metric]):.0f} %" for metric in METRICS),
+            *(
+                f"{100 * math.expm1(widths[metric]):.0f} %"
+                for widths in (one.widths, one.elsewhere)
+                for metric in METRICS
+            ),
         )
         for one in calibrations
     ]
     return TextTable(
         title="overheads fitted on develop runs, and the upper half of the 90 % intervals",
-        header=("engine", "benchmark", "GPUs", "models", "runs", *names, *METRICS),
+        header=("engine", "benchmark", "GPUs", "models", "runs", *names, *METRICS, *where),
         rows=rows,
-        numbers=1 + len(names) + len(METRICS),
+        numbers=1 + len(names) + 2 * len(METRICS),
     )
 
 
 def serving_overview(errors: Sequence[ServingError]) -> TextTable:
-    """All runs: a row for each metric, method and half of the split."""
+    """All runs: a row for each metric, method and half of the split; each prediction of the first token once."""
     whole = {(row.method, row.split): row.errors for row in errors if row.by == "all"}
+    shown = [(metric, method) for metric in ("tpot", "throughput") for method in METHODS]
+    shown += [("ttft", "replay"), (UNQUEUED, "replay"), (SETTLED, "steady")]
     rows = [
         (_NAMES[metric], _NAMES[method], split, *error_cells(error))
-        for metric in (*METRICS, UNQUEUED, SETTLED)
-        for method in METHODS
+        for metric, method in shown
         for split in SPLITS
         if (method, split) in whole and (error := whole[method, split][metric]) is not None
     ]
     header = ("metric", "method", "split", *ERROR_COLUMNS)
     return TextTable(title="served models, all runs", header=header, rows=rows, numbers=5)
+
+
+def targets_table(predicted: Sequence[PredictedRun]) -> TextTable:
+    """The report half by GPU, engine and tensor parallelism, and which targets each of them misses."""
+    rows = []
+    for key, errors in target_cells(predicted):
+        tpot, rate = (error_cells(errors[metric]) for metric in ("tpot", "throughput"))
+        first, settled = (error_cells(errors[metric]) for metric in (UNQUEUED, SETTLED))
+        misses = ", ".join(missed(errors)) or "none"
+        rows.append((*key, misses, *tpot, *rate[1:3], rate[4], first[1], settled[4]))
+    each = ("median", "p90")
+    header = (
+        "GPU",
+        "engine",
+        "TP",
+        "misses",
+        "n",
+        *(f"TPOT {name}" for name in (*each, "bias", "inside")),
+        *(f"throughput {name}" for name in (*each, "inside")),
+        "TTFT median",
+        "settled TTFT inside",
+    )
+    return TextTable(title="report half against the targets", header=header, rows=rows, numbers=10)
 
 
 def serving_groups(errors: Sequence[ServingError], method: str) -> TextTable:
@@ -138,10 +180,10 @@ def unused_table(groups: Sequence[UnusedGroup]) -> TextTable:
                 group.used,
                 str(group.fitted),
                 cells[0][0],
-                *(c for one in cells for c in one[1:4]),
+                *(c for one in cells for c in one[1:]),
             )
         )
-    each = ("median", "p90", "bias")
+    each = ("median", "p90", "bias", "inside")
     names = ("TPOT", "throughput", "TTFT")
     header = (
         "engine",
@@ -152,7 +194,7 @@ def unused_table(groups: Sequence[UnusedGroup]) -> TextTable:
         *(f"{name} {column}" for name in names for column in each),
     )
     return TextTable(
-        title="a GPU or model whose runs were not used (report half)", header=header, rows=rows, numbers=11
+        title="a GPU or model whose runs were not used (report half)", header=header, rows=rows, numbers=14
     )
 
 

@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from puzzlebench.profiling import parameters
 from puzzlebench.profiling.calibrate_intervals import interval_scale
 from puzzlebench.profiling.kernel_features import KINDS, SLICES
 from puzzlebench.profiling.measured_kernels import MeasuredKernels
-from puzzlebench.profiling.parameters import PARAMETERS_FILE, SCALES_FILE, calibrated_parameters, kriging_parameters
+from puzzlebench.profiling.parameters import PARAMETERS_FILE, SCALES_FILE, calibrated_parameters
 from puzzlebench_profiles.kernel_tables import KernelTableId, find_kernel_table, list_kernel_tables, manifest
 
 
@@ -38,24 +37,8 @@ def test_the_files_are_small_plain_and_say_where_they_come_from():
         assert f"python -m puzzlebench.profiling.{module}" in written["about"]
     written = json.loads(PARAMETERS_FILE.read_text())
     assert set(written["surfaces"]) == set(KINDS)
-    versions = {table.engine: table.engine_version for table in list_kernel_tables() if table.gpu == "h200_sxm"}
-    for fit in written["surfaces"].values():
-        assert fit["engine_version"] == versions["trtllm"]
-    for engine, own in written["engines"].items():
-        assert own
-        for fit in own.values():
-            assert fit["engine_version"] == versions[engine]
-            assert fit["held_out_percent"]["own"] < fit["held_out_percent"]["trtllm"]
     facts = manifest()
     assert f"{facts['source']} {facts['source_version']}" in written["fitted_on"]
-
-
-def test_an_engine_uses_its_own_parameters_where_it_has_them():
-    shared = kriging_parameters("trtllm", "decode_attention", "bf16")
-    assert not np.array_equal(kriging_parameters("vllm", "decode_attention", "bf16").lengthscales, shared.lengthscales)
-    np.testing.assert_array_equal(
-        kriging_parameters("an engine to come", "decode_attention", "bf16").lengthscales, shared.lengthscales
-    )
 
 
 def test_a_table_without_intervals_is_named():

@@ -38,7 +38,7 @@ def small(h100):
         m=[m for m, _ in pairs for _ in (0, 1)], n=[n for _, n in pairs for _ in (0, 1)], k=[512, 2048] * len(pairs)
     )
     table["latency_us"] = 3.0 + table["m"] * table["n"] * table["k"] * 2e-9
-    return Surface(GEMM, table, "bf16", h100, kriging_parameters("trtllm", "gemm", "bf16"))
+    return Surface(GEMM, table, "bf16", h100, kriging_parameters("gemm"))
 
 
 @pytest.mark.parametrize("table", list_kernel_tables(), ids=lambda table: f"{table.gpu}-{table.engine}")
@@ -170,7 +170,7 @@ def grid_of(h100, latency, *, kind=GEMM, **sizes):
     columns = np.meshgrid(*(np.asarray(size, dtype=float) for size in sizes.values()), indexing="ij")
     table = {axis: column.reshape(-1) for axis, column in zip(sizes, columns, strict=True)}
     table["latency_us"] = latency(**table)
-    return Surface(kind, table, "bf16", h100, kriging_parameters("trtllm", kind.name, "bf16"))
+    return Surface(kind, table, "bf16", h100, kriging_parameters(kind.name))
 
 
 def bumpy(m, n, k):

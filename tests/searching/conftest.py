@@ -52,15 +52,16 @@ def overheads():
     planted = Calibration(
         name="planted",
         engine="trtllm",
-        engine_version="",
+        engine_version="0.1",
         runs=1,
         gpus=(),
         models=(),
         overheads=Overheads(sub_block_us=-1.0, all_reduce_us=3.0, sequence_us=2.0, request_ms=3.0),
-        widths={"tpot": 0.1, "ttft": 0.2, "throughput": 0.15},
+        widths={"tpot": 0.05, "ttft": 0.1, "throughput": 0.07},
+        elsewhere={"tpot": 0.1, "ttft": 0.2, "throughput": 0.15},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimating, "find_calibration", lambda engine, version=None: planted)
+        patch.setattr(estimating, "find_calibration", lambda engine, *, gpu, model: planted)
         yield planted
 
 

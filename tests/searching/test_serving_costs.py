@@ -56,7 +56,7 @@ def test_the_parent_has_its_steady_state(llama, name, users):
 def test_iterations_that_wait_for_their_launches(llama, overheads, monkeypatch, launch_us):
     """The first of three parts of a prompt and all of them; the last attends to the most and so takes longest."""
     slow = replace(overheads, overheads=replace(overheads.overheads, launch_us=launch_us))
-    monkeypatch.setattr(estimating, "find_calibration", lambda engine, version=None: slow)
+    monkeypatch.setattr(estimating, "find_calibration", lambda engine, *, gpu, model: slow)
     space = space_of(llama, "1500+64", scheduler=Scheduler(chunked=True, max_num_tokens=600, max_batch_size=64))
     (point,) = space.points(llama.parent, [16])
     state = point.estimate.state
@@ -73,6 +73,17 @@ def test_iterations_that_wait_for_their_launches(llama, overheads, monkeypatch, 
     if point.launched.all():
         share = point.tpot @ [costs.iteration_ms(state.decoding, state.context), 6 * launch_us / 1e3]
         assert values(llama, space, point, fewer)["tpot"] == pytest.approx(share / 1e3, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_user_alone_sees_no_prompts_of_others(llama, name):
+    """However short the answers are."""
+    space = space_of(llama, "512+4", scheduler=SCHEDULERS[name])
+    (point,) = space.points(llama.parent, [1])
+    state = point.estimate.state
+    assert state.mixed_share > 0.01
+    assert point.tpot.tolist() == [1, 0]
+    assert values(llama, space, point, llama.parent)["tpot"] == pytest.approx(state.decode_iteration_ms / 1e3)
 
 
 def test_windows_and_two_gpus_too(gemma):
@@ -93,9 +104,9 @@ def test_any_architecture_has_its_own_iterations_there(llama, name):
         costs = space.served(architecture).costs
         part = 512 / state.chunks
         mixed = [
-            costs.mixed_ms(state.decoding, state.context, state.prompts, 512)
+            costs.mixed_ms(state.decoding * 23 / 24, state.context, state.prompts, 512)
             if state.chunks == 1
-            else costs.part_ms(state.decoding, state.context, place * part, part)
+            else costs.part_ms(state.decoding * 23 / 24, state.context, place * part, part)
             for place in range(state.chunks)
         ]
         iterations = np.array([costs.iteration_ms(state.decoding, state.context), np.mean(mixed)])
@@ -176,5 +187,9 @@ def test_what_cannot_be_served(tiny):
         space_of(tiny, "128+1")
     with pytest.raises(ValueError, match="9 are more than the engine's 8 sequences"):
         space_of(tiny, "128+8", scheduler=Scheduler(max_batch_size=8)).points(tiny.parent, [8, 9])
+    whole = space_of(tiny, "128+8", scheduler=Scheduler(max_num_tokens=135))
+    assert whole.most_users == 8  # sequences beside a prompt
+    with pytest.raises(ValueError, match=r"9 are more than the engine's 8 sequences; .*raise --max-num-tokens"):
+        whole.points(tiny.parent, [8, 9])
     with pytest.raises(ValueError, match=r"heads|split|divide"):
         space_of(tiny, "128+8", tensor_parallel=3).points(tiny.parent, [1])

@@ -82,13 +82,14 @@ def test_what_is_found_keeps_its_limits_when_it_is_served(llama, scores, spaces)
     best = found.outcome.found[0]
     check = check_served(space, found.costs, best.architecture, best.batch_size)
     assert found.keeps
+    assert check.keeps
     assert not check.broken
     assert {limit.column for limit in check.limits} == {"throughput", "tpot"}
     assert check.estimate.tpot_ms.value / 1e3 == pytest.approx(best.check.values["tpot"], rel=SETTLED)
     assert check.estimate.state.queue_ms == 0
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize("share", [0.7, 0.6, 0.5])
 def test_the_search_goes_on_at_the_point_of_what_it_found(llama, scores, spaces, share):
     """Prompts take most of the time, so an architecture with cheaper ones settles elsewhere than its parent."""
     space = spaces("1500+24")
@@ -175,17 +176,20 @@ def test_what_does_not_fit_is_not_served(llama, spaces, scores):
     check = check_served(space, costs, llama.parent, 1)
     assert check.estimate is None
     assert "does not fit" in check.why_not
+    assert not check.keeps
     assert check.broken == ()
 
 
 def test_memory_that_the_search_allows_holds_all_users(llama, scores, spaces):
-    """The tightest limit of memory under which the parent's blocks may be chosen."""
-    space = spaces("512+256")
+    """The tightest limit of memory under which the parent's blocks may be chosen: of it the cache has just enough."""
+    roomy = replace(SMALL, max_batch_size=100)
+    space = ServedSpace(llama.table, parse_scenario("512+256"), tensor_parallel=1, scheduler=roomy)
     table = space.table(space.points(llama.parent, [64]))
     judge = Judge(SimpleNamespace(table=table, spec=llama.spec), scores, ["512+256"])
     need = judge.values(names_of(llama.parent), 64)["memory"]
     costs = loader(llama, space, scores, limits(f"max-memory={need:.0f}"))(table)
     check = check_served(space, costs, llama.parent, 64)
     assert check.estimate.state.limit == "users"
-    assert check.estimate.state.slots == pytest.approx(64)  # the batch size
+    assert 64 <= check.estimate.state.slots < 70  # the cache, not the batch size
+    assert check_served(space, costs, llama.parent, 75).estimate.state.limit == "cache"
     assert device_memory_limit(table, 0.9).high == pytest.approx(0.9 * space.gpu_memory_bytes, abs=1)

@@ -13,6 +13,8 @@ from puzzlebench.serving.calibration import (
     calibrations,
     find_calibration,
     fit,
+    interval_widths,
+    left_out_errors,
     log_errors,
     predict,
     quantile,
@@ -77,11 +79,35 @@ def test_the_shipped_overheads_are_of_develop_runs_only():
         assert str(one.runs) in one.label
 
 
-def test_an_engine_is_found_by_version_then_at_all():
-    versioned = next(one for one in calibrations() if one.engine_version)
-    assert find_calibration(versioned.engine, versioned.engine_version) is versioned
-    assert find_calibration("trtllm", "99") is calibrations()[0]
-    assert find_calibration("sglang") is None
+def test_the_calibration_of_a_gpu_and_model_is_found_then_the_engine_s_preferred_one():
+    mine = find_calibration("trtllm", gpu="h100_sxm", model="llama-3.1-8b")
+    assert mine is not None
+    assert mine.covers("h100_sxm", "llama-3.1-8b")
+    other = find_calibration("trtllm", gpu="h100_sxm", model="qwen3-8b")
+    assert other is calibrations()[0]
+    assert not other.covers("h100_sxm", "qwen3-8b")
+    assert find_calibration("sglang", gpu="h100_sxm", model="llama-3.1-8b") is None
+
+
+def test_intervals_are_wider_where_nothing_was_measured():
+    one = calibrations()[0]
+    here = interval_widths(one, gpu=one.gpus[0], model=one.models[0])
+    away = interval_widths(one, gpu="l40s", model=one.models[0])
+    none = interval_widths(None, gpu=one.gpus[0], model=one.models[0])
+    for metric in METRICS:
+        assert here[metric] <= away[metric]
+        assert none[metric] > 0
+    assert here["tpot"] < away["tpot"]
+
+
+def test_runs_that_are_left_out_are_predicted_by_the_others(planted):
+    parts = [place % 3 for place in range(len(planted))]
+    slow = [
+        replace(run, tpot_ms=1.5 * run.tpot_ms) if part == 0 else run for run, part in zip(planted, parts, strict=True)
+    ]
+    errors = left_out_errors(slow, parts, Overheads(launch_us=0.0))["tpot"]
+    assert [len(part) for part in errors] == [3, 3, 3]
+    assert np.median(errors[0]) == pytest.approx(-np.log(1.5), abs=0.1)  # no one told the fit that they are so slow
 
 
 def test_another_schema_is_refused(tmp_path, monkeypatch):

@@ -41,8 +41,9 @@ def test_users(world):
 def test_a_rate(world):
     workload = Workload(prefill=Lengths(100, 100), decode=Lengths(30, 30), request_rate=5.0)
     state = world.steady(workload)
-    found = simulate_warm(world, estimate(workload, state.decoding), requests=2000)
-    assert found.requests_per_s == pytest.approx(5.0, rel=0.06)
+    found = simulate_warm(world, estimate(workload, state.decoding))
+    assert found.requests >= 1980
+    assert found.requests_per_s == pytest.approx(5.0)  # whatever was drawn
     assert found.tpot_ms == pytest.approx(state.tpot_ms, rel=0.03)
 
 

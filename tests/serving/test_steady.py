@@ -34,6 +34,8 @@ CASES = {
     "no mixing": (load(16), Scheduler(mixes=False), LARGE),
     "short answers": (load(32, prefill=(900, 1100), decode=(20, 40)), Scheduler(), LARGE),
     "prompts held back": (load(16), Scheduler(wait_iterations=20, wait_share=0.9), LARGE),
+    "short answers of some": (load(8, prefill=(900, 1100), decode=(4, 12)), Scheduler(), LARGE),
+    "a small iteration": (load(8, prefill=(1000, 1000)), Scheduler(max_num_tokens=1004), LARGE),
     "a rate": (load(rate=5.0), Scheduler(), LARGE),
     "a high rate": (load(rate=20.0), Scheduler(), LARGE),
 }
@@ -47,17 +49,41 @@ def test_the_simulation_settles_where_the_solution_is(plain, cache, case):
     users = workload.concurrency or 40
     found = simulate(costs, cache(capacity), scheduler, workload, requests=40 * users + 400, seed=5)
     tpot, ttft, rate = settled(found, skip=6 * users)
-    assert state.tpot_ms == pytest.approx(tpot, rel=0.035)
-    assert state.requests_per_s == pytest.approx(rate, rel=0.03 if workload.concurrency else 0.06)
+    # Of short answers each prompt is a large part, and their mean times depend on who meets whom.
+    close = 0.08 if case == "short answers of some" else 0.035
+    assert state.tpot_ms == pytest.approx(tpot, rel=close)
+    assert state.requests_per_s == pytest.approx(rate, rel=close if workload.concurrency else 0.06)
     assert state.ttft_ms == pytest.approx(ttft, rel=0.15)
 
 
 def test_one_user_alone_is_exact(plain, cache):
     state = solve(plain(request_ms=3.0), cache(LARGE), Scheduler(), load(1, prefill=(100, 100), decode=(51, 51)))
     assert state.decode_iteration_ms == 10.0
-    assert state.tpot_ms == pytest.approx(10.0, rel=0.03)  # its own prompt counts as if it were another's
+    assert state.tpot_ms == state.decode_iteration_ms
+    assert state.ttft_ms == pytest.approx(
+        10 + 11.0, rel=2e-3
+    )  # sent during an iteration of nobody's: to its end, then its prompt
     assert state.limit == "users"
     assert state.queue_ms == 0
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.92])
+def test_requests_at_a_rate_wait_for_places(plain, cache, rate):
+    scheduler, costs = Scheduler(max_batch_size=16), plain(decode=0.1, request_ms=1.0)
+    wanted = load(rate=1e-9, prefill=(100, 100), decode=(50, 250))
+    full = solve(costs, cache(LARGE), scheduler, load(16, prefill=(100, 100), decode=(50, 250))).requests_per_s
+    workload = Workload(prefill=wanted.prefill, decode=wanted.decode, request_rate=rate * full)
+    state = solve(costs, cache(LARGE), scheduler, workload)
+    found = simulate(costs, cache(LARGE), scheduler, workload, requests=20_000, seed=2)
+    assert state.queue_ms > 20
+    assert state.ttft_ms == pytest.approx(found.ttft_ms[500:].mean(), rel=0.25)
+
+
+def test_whole_prompts_bound_how_many_decode_beside_them(plain, cache):
+    for tokens, slots in ((604, 5), (600, 1), (300, 1)):
+        state = solve(plain(), cache(LARGE), Scheduler(max_num_tokens=tokens), load(9))
+        assert state.limit == "iteration size"
+        assert state.slots == slots
 
 
 def test_little_s_law(plain, cache):

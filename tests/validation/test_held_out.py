@@ -65,7 +65,7 @@ def small_gemm(h100, latency_of_n):
         for column in np.meshgrid([64, 128, 256], list(n_of), [1024, 2048, 4096], indexing="ij")
     )
     table = {"m": m, "n": n, "k": k, "latency_us": np.array([n_of[width] for width in n]) * (m * k) ** 0.1}
-    return table, Surface(GEMM, table, "bf16", h100, kriging_parameters("trtllm", "gemm", "bf16"))
+    return table, Surface(GEMM, table, "bf16", h100, kriging_parameters("gemm"))
 
 
 def test_falls_of_known_rows(h100):

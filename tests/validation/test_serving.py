@@ -7,6 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from puzzlebench.model.catalog import load_model
+from puzzlebench.profiling.sources import open_kernels
+from puzzlebench.serving.calibration import find_calibration, interval_widths
+from puzzlebench.serving.estimating import estimate_serving
 from puzzlebench.serving.iterations import Overheads
 from puzzlebench.serving.runs import serving_runs
 from puzzlebench.validation import serving, tables
@@ -14,12 +18,14 @@ from puzzlebench.validation.picture import draw_serving
 from puzzlebench.validation.serving import (
     SETTLED,
     UNQUEUED,
-    calibration_of,
     engine_label,
     errors_by_engine,
+    missed,
+    predict_run,
     predict_runs,
     published_errors,
     serving_errors,
+    target_cells,
     unused_groups,
 )
 
@@ -53,8 +59,18 @@ def test_time_to_first_token_is_also_told_for_runs_without_a_queue(predictions):
     assert {row.by for row in found} == {"users"}
     assert errors_of(found, method="replay", split="develop", value="8")[UNQUEUED].count == 2
     assert errors_of(found, method="replay", split="develop", value="16")[UNQUEUED] is None
-    assert errors_of(found, method="steady", split="develop", value="8")[SETTLED].bias == pytest.approx(-50.0)
+    assert errors_of(found, method="replay", split="develop", value="8")[UNQUEUED].coverage == 0.0  # ln 0.9 is -0.105
     assert errors_of(found, method="replay", split="develop", value="8")[SETTLED] is None
+
+
+def test_the_settled_time_is_judged_by_the_interval_that_is_stated_around_it():
+    near, far = (
+        dataclasses.replace(made_prediction(made_run(id=str(share))), settled_ttft_ms=share * 100.0)
+        for share in (0.95, 0.5)
+    )
+    settled = errors_of(serving_errors([near, far, far, far]), method="steady", by="all")[SETTLED]
+    assert (settled.count, settled.coverage) == (4, 0.25)
+    assert settled.bias == pytest.approx(-50.0)
 
 
 def test_values_are_sorted_as_numbers(predictions):
@@ -71,16 +87,22 @@ def test_overheads_for_an_unused_gpu_are_fitted_without_it_and_judged_on_its_rep
         for users in (8, 16)
     ]
     fitted, judged = [], []
+    own = dataclasses.replace(
+        serving.calibrations()[0],
+        overheads=Overheads(launch_us=123.0),
+        elsewhere={"tpot": 0.06, "ttft": 0.01, "throughput": 0.06},
+    )
 
-    def fit(mine):
-        fitted.append({(run.gpu, run.split) for run in mine})
+    def fit(mine, *, launches):
+        fitted.append(({(run.gpu, run.split) for run in mine}, launches))
         return Overheads(sub_block_us=float(len(fitted)))
 
     def predict(run, overheads):
         judged.append((run.gpu, run.split, overheads.sub_block_us))
-        return made_prediction(run, tpot=1.05).steady
+        return made_prediction(run, tpot=1.05 if run.concurrency == 8 else 1.07, ttft=1.02).steady
 
     monkeypatch.setattr(serving, "calibrations", tuple)
+    monkeypatch.setattr(serving, "find_calibration", lambda _engine, *, gpu, model: own)
     monkeypatch.setattr(serving, "fit", fit)
     monkeypatch.setattr(serving, "predict", predict)
     found = unused_groups(runs)
@@ -88,9 +110,11 @@ def test_overheads_for_an_unused_gpu_are_fitted_without_it_and_judged_on_its_rep
         ("h100_sxm", "h200_sxm", 2, 2),
         ("h200_sxm", "h100_sxm", 2, 2),
     ]
-    assert fitted == [{("h200_sxm", "develop")}, {("h100_sxm", "develop")}]
+    assert fitted == [({("h200_sxm", "develop")}, (123.0,)), ({("h100_sxm", "develop")}, (123.0,))]
     assert set(judged) == {("h100_sxm", "report", 1.0), ("h200_sxm", "report", 2.0)}
-    assert found[0].errors["tpot"].bias == pytest.approx(5.0)
+    assert found[0].errors["tpot"].bias == pytest.approx(6.0)
+    assert found[0].errors["tpot"].coverage == 0.5  # 5 % too long is inside e^0.06, 7 % is not
+    assert found[0].errors["ttft"].coverage == 0.0
     assert all(len(row) == len(tables.unused_table(found).header) for row in tables.unused_table(found).rows)
 
 
@@ -110,15 +134,30 @@ def test_a_model_is_also_judged_with_overheads_of_another_version_s_other_models
     assert judged == [("two", other.overheads)]
 
 
-def test_runs_have_the_overheads_of_their_own_engine_version():
-    runs = [run for run in serving_runs() if run.split == "develop"]
-    for run in {run.group: run for run in runs}.values():
-        found = calibration_of(run)
-        assert found.engine == run.engine
-    known = {(one.name, one.engine, one.engine_version) for one in serving.calibrations()}
-    assert {run.group for run in runs if run.benchmark.startswith("inferencemax")} <= known
-    with pytest.raises(ValueError, match="no overheads were fitted for sglang"):
-        calibration_of(dataclasses.replace(runs[0], engine="sglang", benchmark="other"))
+@pytest.mark.parametrize("engine", ["trtllm", "vllm"])
+def test_a_run_is_predicted_as_a_user_s_workload_is(engine):
+    """The same overheads, times and intervals as `estimate --serving` with the benchmark's settings."""
+    run = min(
+        (run for run in serving_runs() if run.split == "develop" and run.engine == engine and run.tensor_parallel == 2),
+        key=lambda run: (run.benchmark == "aic_gap", run.concurrency, run.id),
+    )
+    found = predict_run(run)
+    spec, architecture = load_model(run.model)
+    gpu, kernels = open_kernels(run.gpu, run.engine)
+    stated = estimate_serving(kernels, gpu, spec, architecture, run.precision, run.workload, scheduler=run.scheduler)
+    assert stated.measured_here
+    # Kernels are interpolated on a grid up to the longest sequence, which is that of all runs in one of them.
+    assert found.steady.tpot_ms == pytest.approx(stated.tpot_ms.value, rel=0.01)
+    assert found.settled_ttft_ms == pytest.approx(stated.ttft_ms.value, rel=0.02)
+    for metric, interval in (("tpot", stated.tpot_ms), ("ttft", stated.ttft_ms)):
+        assert found.widths[metric] == pytest.approx(np.log(interval.high / interval.value), rel=0.02)
+
+
+def test_an_engine_without_overheads_is_predicted_without_them(monkeypatch):
+    run = next(run for run in serving_runs() if run.split == "develop" and run.concurrency == 8)
+    fitted = predict_run(run)
+    monkeypatch.setattr(serving, "find_calibration", lambda _engine, *, gpu, model: None)
+    assert predict_run(run).steady.tpot_ms != fitted.steady.tpot_ms
 
 
 def test_measured_develop_runs_are_predicted_by_both_methods():
@@ -139,21 +178,29 @@ def test_measured_develop_runs_are_predicted_by_both_methods():
         assert one.steady.tokens_per_s == pytest.approx(one.replay.tokens_per_s, rel=0.3)
 
 
-def test_published_throughputs_are_predicted_with_the_engine_s_overheads(monkeypatch):
+def test_published_throughputs_are_predicted_with_what_a_user_of_that_gpu_and_model_gets(monkeypatch):
     from puzzlebench.serving.published import published_runs
 
+    runs = {(run.model, run.gpu): run for run in published_runs()}
+    assert {model for model, _ in runs} == {"llama-3.1-8b", "llama-3.3-70b"}
     asked = []
     monkeypatch.setattr(serving, "predict_published", lambda run, overheads: asked.append(overheads) or 1000.0)
-    found = published_errors(published_runs()[:2])
-    assert [one.predicted for one in found] == [1000.0, 1000.0]
-    assert all(one.width > 0 for one in found)
-    assert asked[0] == serving.find_calibration("trtllm", "1.0").overheads
+    found = published_errors(list(runs.values()))
+    assert [one.predicted for one in found] == [1000.0] * len(runs)
+    for one, overheads in zip(found, asked, strict=True):
+        own = find_calibration("trtllm", gpu=one.run.gpu, model=one.run.model)
+        assert overheads == own.overheads
+        assert one.width == interval_widths(own, gpu=one.run.gpu, model=one.run.model)["throughput"]
+    measured = find_calibration("trtllm", gpu="h100_sxm", model="llama-3.1-8b")
+    assert measured.covers("h100_sxm", "llama-3.1-8b")
+    assert asked[list(runs).index(("llama-3.1-8b", "h100_sxm"))] == measured.overheads
 
 
 def test_tables_hold_every_group(predictions):
     errors = serving_errors(predictions)
     overview = tables.serving_overview(errors)
-    assert len(overview.rows) == 4 * 2 * 2 + 2
+    assert len(overview.rows) == 2 * 2 * 2 + 3 * 2
+    assert len({row[:3] for row in overview.rows}) == len(overview.rows)
     name = "time per output token"
     assert overview.rows[2] == (name, "benchmark replayed", "develop", "4", "5.00", "7.40", "+5.00", "100 %")
     groups = tables.serving_groups(errors, "replay")
@@ -166,6 +213,32 @@ def test_tables_hold_every_group(predictions):
     lines = groups.markdown().splitlines()
     assert lines[1].count("---:") == groups.numbers
     assert len(lines) == len(groups.rows) + 2
+
+
+def test_the_report_half_stands_beside_the_targets(predictions):
+    keys = [key for key, _ in target_cells(predictions)]
+    assert keys[0] == ("all", "all", "all")
+    engine = engine_label(predictions[0].run)
+    assert keys[1:] == [(gpu, engine, tp) for gpu in ("h100_sxm", "h200_sxm") for tp in ("all", "1", "2")]
+    found = dict(target_cells(predictions))
+    assert found["all", "all", "all"]["tpot"].count == 4  # of 8 runs, the report half
+    cell = found["h200_sxm", engine, "2"]
+    assert cell["tpot"].bias == pytest.approx(100 * (1.1 * 1.16 - 1))
+    table = tables.targets_table(predictions)
+    assert all(len(row) == len(table.header) for row in table.rows)
+    misses = {row[:3]: row[3] for row in table.rows}
+    each = ("median", "p90", "inside")  # and not the first token: its users wait in a queue
+    wanted = ", ".join(f"{metric} {name}" for metric in ("TPOT", "throughput") for name in each)
+    assert misses["h200_sxm", engine, "2"] == wanted
+
+
+def test_what_misses_a_target_is_named():
+    near = [made_prediction(made_run(id=str(place), split="report"), tpot=1.04, ttft=1.08) for place in range(4)]
+    assert missed(target_cells(near)[0][1]) == []
+    slow = [*near, made_prediction(made_run(id="slow", split="report"), tpot=1.5, ttft=1.08)]
+    assert missed(target_cells(slow)[0][1]) == ["TPOT p90", "TPOT inside", "throughput p90", "throughput inside"]
+    late = [made_prediction(made_run(id=str(place), split="report"), ttft=1.12) for place in range(2)]
+    assert "TTFT" in missed(target_cells(late)[0][1])
 
 
 def test_a_value_of_one_half_only_leaves_the_other_s_cells_empty():

@@ -1,6 +1,7 @@
 """Held-out errors and the generated report."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def test_the_report_fills_its_template(tmp_path, one_slice, predictions, capsys)
         engine="trtllm",
         created="2026-01-01",
         held_out=one_slice,
+        interpolated=one_slice,
         repeats={"vllm": ErrorSummary.of(np.array([0.01, 0.02]))},
         transfer=[],
         predicted=predictions,
@@ -78,8 +80,40 @@ def test_the_report_fills_its_template(tmp_path, one_slice, predictions, capsys)
     assert "| decode_attention | fp8 | whole head configuration |" in text
     assert "| time per output token | benchmark replayed | develop | 4 | 5.00 |" in text
     assert "](accuracy-serving.svg)" in text
+    assert "**0 % of the report half, not 90 %.**" in text
+    assert "| all | all | all | TPOT median, TPOT p90, TPOT inside, throughput median, throughput p90" in text
     assert (tmp_path / "accuracy-serving.svg").read_text().startswith("<?xml")
     report.print_report(made)
-    assert "whole head configuration" in capsys.readouterr().out
+    assert "whole head" in capsys.readouterr().out  # narrow terminals break the cell
     with pytest.raises(ValueError, match="cannot write"):
         report.write_report(made, tmp_path / "missing" / "accuracy.md")
+
+
+def test_a_missing_library_stops_a_pictured_report_before_its_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(report, "held_out_errors", lambda *_args, **_kwargs: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match=r"puzzlebench\[plots\]"):
+        report.validate("h100_sxm", "trtllm", pictured=True)
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_no_page(tmp_path, one_slice, predictions, monkeypatch):
+    made = report.Report(
+        gpu="h100_sxm",
+        engine="trtllm",
+        created="2026-01-01",
+        held_out=one_slice,
+        interpolated=one_slice,
+        repeats={},
+        transfer=[],
+        predicted=predictions,
+        serving=serving_errors(predictions),
+        residuals={},
+        unused=[],
+        published=[],
+        paper=[],
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match="matplotlib"):
+        report.write_report(made, tmp_path / "accuracy.md")
+    assert not list(tmp_path.iterdir())
