@@ -288,7 +288,8 @@ def _add_estimate(commands: Commands) -> None:
 def _add_search(commands: Commands) -> None:
     text = (
         "The architecture with the best score that keeps the limits: exact, over batch sizes, with bound and reasons. "
-        f"When there is none it says which limits clash and what would do, and exits with {INFEASIBLE}."
+        f"When there is none it says which limits clash and what would do, and exits with {INFEASIBLE}; "
+        "with --serving also when the best does not keep the limits in its own steady state."
     )
     command = commands.add_parser("search", help="choose the best architecture under limits", description=text)
     add_search(command)

@@ -55,7 +55,9 @@ def write_fit(path: Path, kind: str, fitted: dict[str, Any]) -> None:
     written |= {
         "schema_version": SCHEMA_VERSION,
         "about": "written by `python -m puzzlebench.profiling.fit_kriging`",
-        "fitted_on": f"{table.folder.as_posix()}, kernel tables of {facts['source']} {facts['source_version']}",
+        "fitted_on": (
+            f"{FIT_GPU}, {FIT_ENGINE} {table.engine_version} kernels of {facts['source']} {facts['source_version']}"
+        ),
     }
     written["surfaces"][kind] = fitted
     text = json.dumps({key: written[key] for key in _KEYS}, indent=1)

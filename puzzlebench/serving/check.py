@@ -98,7 +98,7 @@ def why_apart(served: ServedModel, estimate: ServingEstimate, simulated: Simulat
     workload, state = estimate.workload, estimate.state
     if workload.request_rate is not None and state.queue_ms > _QUEUES * state.ttft_ms:
         return (
-            "near the highest rate the wait for a place settles over many thousand requests, and the simulated ones are "
+            "near the highest rate the wait for a place settles over many thousand requests, and those simulated are "
             "few for it: the two need not agree in the time to first token"
         )
     apart = replace(workload, prefill=_spread(workload.prefill), decode=_spread(workload.decode))
