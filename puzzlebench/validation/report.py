@@ -29,6 +29,7 @@ from puzzlebench.validation.held_out import (
     interpolation_errors,
     repeat_error,
 )
+from puzzlebench.validation.monotone import Falls, falls
 from puzzlebench.validation.paper import PaperRow, paper_rows
 from puzzlebench.validation.picture import draw_serving, require_matplotlib
 from puzzlebench.validation.serving import (
@@ -68,6 +69,7 @@ class Report:
 
     Attributes:
         held_out, interpolated: errors of the kernel model and of plain interpolation, in the same order.
+        falls: where latency falls though a size grows.
         repeats: each other engine with how far its GEMMs lie apart.
     """
 
@@ -76,6 +78,7 @@ class Report:
     created: str
     held_out: list[HeldOutError]
     interpolated: list[HeldOutError]
+    falls: list[Falls]
     repeats: dict[str, ErrorSummary]
     transfer: list[TransferRow]
     predicted: list[PredictedRun]
@@ -115,6 +118,7 @@ def validate(gpu: str, engine: str, *, share: float = 1.0, pictured: bool = Fals
             created=datetime.datetime.now(datetime.UTC).date().isoformat(),
             held_out=held_out,
             interpolated=interpolated,
+            falls=falls(sheet.name, kernels.engine, share=share),
             repeats={other: error for other, error in repeats.items() if error is not None},
             transfer=transfer,
             predicted=predicted,
@@ -216,6 +220,7 @@ def _tables(report: Report) -> dict[str, tables.TextTable]:
     ]
     return {
         "held_out": tables.held_out_table(report.held_out, report.interpolated, report.gpu, report.engine),
+        "falls": tables.falls_table(report.falls, report.gpu, report.engine),
         "repeats": tables.TextTable(
             title=f"bf16 GEMM on {report.gpu} measured by two engines",
             header=("engines", *tables.ERROR_COLUMNS),

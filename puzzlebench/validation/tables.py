@@ -17,6 +17,7 @@ from puzzlebench.serving.iterations import Overheads
 from puzzlebench.serving.runs import SPLITS, benchmarks
 from puzzlebench.validation import paper
 from puzzlebench.validation.held_out import ErrorSummary, HeldOutError
+from puzzlebench.validation.monotone import Falls
 from puzzlebench.validation.paper import PaperPoint, PaperRow
 from puzzlebench.validation.serving import (
     METHODS,
@@ -67,6 +68,25 @@ def held_out_table(found: Sequence[HeldOutError], plain: Sequence[HeldOutError],
     ]
     header = ("kernel", "dtypes", "held out", *ERROR_COLUMNS, "plain median", "plain p90")
     return TextTable(title=f"{engine} kernels on {gpu}, held out", header=header, rows=rows, numbers=7)
+
+
+def falls_table(found: Sequence[Falls], gpu: str, engine: str) -> TextTable:
+    """Falls along sizes, in measured rows and in the model between rows that do not fall."""
+    rows = [
+        (
+            row.kind,
+            "/".join(row.dtypes),
+            row.size,
+            f"{row.steps:,}",
+            f"{100 * row.measured:.1f} %",
+            f"{100 * row.measured_large:.1f} %",
+            f"{100 * row.model:.1f} %",
+            f"{100 * row.largest:.0f} %",
+        )
+        for row in found
+    ]
+    header = ("kernel", "dtypes", "size", "steps", "rows > 2 %", "rows > 20 %", "model > 2 %", "largest")
+    return TextTable(title=f"{engine} kernels on {gpu} that get faster", header=header, rows=rows, numbers=5)
 
 
 def calibrations_table(calibrations: Sequence[Calibration]) -> TextTable:
