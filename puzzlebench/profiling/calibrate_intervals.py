@@ -37,11 +37,7 @@ def main() -> None:
     for table in list_kernel_tables():
         kernels = MeasuredKernels(table)
         found = scales[table.folder.as_posix()] = {}
-        for kind, dtypes in (*SLICES, *_EXTRA_SLICES):
-            try:
-                rows = kernels.rows(kind, *dtypes)
-            except ValueError:
-                continue  # not measured in these dtypes
+        for kind, dtypes, rows in kernels.slices((*SLICES, *_EXTRA_SLICES)):
             found[slice_name(kind, dtypes)] = interval_scale(kernels, kind, dtypes, rows)
         print(table.folder, found, flush=True)
     written = {

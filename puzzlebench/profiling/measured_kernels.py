@@ -7,6 +7,7 @@ shapes come from `surface`. Fills the `KernelTimings` protocol.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -120,6 +121,15 @@ class MeasuredKernels:
             sound = static > _LEAST_STATIC_SHARE * table["latency_us"]
             table = {column: values[sound] for column, values in (table | {"latency_us": static}).items()}
         return table
+
+    def slices(self, asked: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str, tuple[str, ...], Table]]:
+        """(kernel kind, dtypes, measured rows) of those asked that the engine was measured in."""
+        for kind, dtypes in asked:
+            try:
+                rows = self.rows(kind, *dtypes)
+            except ValueError:
+                continue
+            yield kind, dtypes, rows
 
     def prefill_dtypes(self, dtype: str, kv_dtype: str) -> tuple[str, str]:
         """Which measured (operand, cache) dtypes stand for the asked ones.

@@ -42,13 +42,12 @@ from puzzlebench.scenario import Precision
 from puzzlebench.searching.cells import spec_of
 from puzzlebench.searching.scenarios import ServingScenario
 from puzzlebench.serving.cache import PagedCache
-from puzzlebench.serving.estimating import ServingEstimate, estimate_workload, open_served, widths_of
+from puzzlebench.serving.estimating import TO_95, ServingEstimate, estimate_workload, open_served, widths_of
 from puzzlebench.serving.iterations import IterationCosts
 from puzzlebench.serving.served_model import ServedModel
 from puzzlebench.serving.workload import Lengths, Scheduler, Workload
 from puzzlebench_profiles.datasheets import Datasheet, bundled_datasheets
 
-_TO_95: Final = 1.96 / 1.645  # a cost table's intervals are of 95 %, those of served models of 90 % (as of a normal)
 _LEAST_US: Final = (
     1e-3  # a table has no cell of 0 or less, which an engine's overheads could leave of a small sub-block
 )
@@ -267,7 +266,7 @@ class ServedSpace:
         prefill, decode = self.scenario.prefill_len, self.scenario.decode_len
         contexts = sorted({prefill + 1, prefill + decode - 1})
         ttft, tpot = float(point.ttft @ iterations) + fixed_ms, float(point.tpot @ iterations)
-        widths = {metric: _TO_95 * width for metric, width in point.widths.items()}
+        widths = {metric: TO_95 * width for metric, width in point.widths.items()}
         cells = [("prefill", prefill, ttft, widths["ttft"], timings[1])]
         cells += [("decode", length, tpot, widths["tpot"], timings[0]) for length in contexts]
         rows = []
@@ -351,10 +350,7 @@ def _without_bound(served: ServedModel) -> ServedModel:
 def _with_prompts(costs: IterationCosts, estimate: ServingEstimate, beside: float) -> FloatArray:
     """Milliseconds of each iteration that a prompt takes at a steady state, (k,)."""
     state, prefill = estimate.state, estimate.workload.prefill.mean
-    if state.chunks == 1:
-        return np.array([costs.mixed_ms(beside, state.context, state.prompts, prefill)])
-    part = prefill / state.chunks
-    return np.array([costs.part_ms(beside, state.context, place * part, part) for place in range(state.chunks)])
+    return np.array(costs.prompt_ms(beside, state.context, state.prompts, prefill, state.chunks))
 
 
 def _point(users: int, estimate: ServingEstimate, served: ServedModel) -> OperatingPoint:

@@ -85,16 +85,23 @@ class Predicted:
 @cache
 def calibrations() -> tuple[Calibration, ...]:
     """Those that ship, the preferred one of each engine first."""
-    stated = json.loads(OVERHEADS_FILE.read_text(encoding="utf-8"))
-    if stated["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"{OVERHEADS_FILE.name} has schema {stated['schema_version']}; this version reads 1")
     return tuple(
         Calibration(
             **{**entry, "gpus": tuple(entry["gpus"]), "models": tuple(entry["models"])}
             | {"overheads": Overheads(**entry["overheads"])}
         )
-        for entry in stated["calibrations"]
+        for entry in _stated(OVERHEADS_FILE)["calibrations"]
     )
+
+
+@cache
+def _stated(path: Path) -> Mapping[str, Any]:
+    """What the file of overheads holds."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["schema_version"] != SCHEMA_VERSION:
+        schema = found["schema_version"]
+        raise ValueError(f"{path.name} has schema {schema}; this version reads {SCHEMA_VERSION}")
+    return found
 
 
 def find_calibration(engine: str, *, gpu: str, model: str) -> Calibration | None:
@@ -112,8 +119,8 @@ def interval_widths(calibration: Calibration | None, *, gpu: str, model: str) ->
 
 def unfitted_widths() -> dict[str, float]:
     """How wide intervals are where an engine has no calibration: as without one for engines that have."""
-    stated = json.loads(OVERHEADS_FILE.read_text(encoding="utf-8"))
-    return {metric: float(stated["without"][metric]) for metric in METRICS}
+    without = _stated(OVERHEADS_FILE)["without"]
+    return {metric: float(without[metric]) for metric in METRICS}
 
 
 def served(run: ServingRun, overheads: Overheads) -> ServedModel:
@@ -145,13 +152,6 @@ def predict(run: ServingRun, overheads: Overheads = NO_OVERHEADS) -> Predicted:
     ttft = float(model.simulate(run.workload, requests=run.requests).ttft_ms.mean())
     rate = closed_loop_rate(run, ttft_ms=ttft, tpot_ms=state.tpot_ms)
     return Predicted(tpot_ms=state.tpot_ms, ttft_ms=ttft, tokens_per_s=rate)
-
-
-def replay(run: ServingRun, overheads: Overheads = NO_OVERHEADS) -> Predicted:
-    """A run as its benchmark ran it, first wave included, simulated: the steady state's check."""
-    found = served(run, overheads).simulate(run.workload, requests=run.requests)
-    tpot, ttft = float(np.nanmean(found.tpot_ms)), float(found.ttft_ms.mean())
-    return Predicted(tpot_ms=tpot, ttft_ms=ttft, tokens_per_s=closed_loop_rate(run, ttft_ms=ttft, tpot_ms=tpot))
 
 
 def closed_loop_rate(run: ServingRun, *, ttft_ms: float, tpot_ms: float) -> float:

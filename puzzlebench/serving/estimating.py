@@ -24,7 +24,8 @@ from puzzlebench.serving.steady import SteadyState
 from puzzlebench.serving.workload import Lengths, Scheduler, Workload
 from puzzlebench_profiles.datasheets import Datasheet
 
-_NORMAL_90_TO_95: Final = 1.645 / 1.96
+TO_95: Final = 1.96 / 1.645
+"""From half of a 90 % interval to half of a 95 % one (of a normal); kernels and cost tables have the latter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +98,8 @@ def estimate_workload(served: ServedModel, workload: Workload) -> ServingEstimat
         ValueError: see `serving.steady.solve`.
     """
     state = served.steady(workload)
-    calibration = _calibration(served)
-    widths = widths_of(served, state)
+    calibration, kernels = _calibration(served), served.decode_kernels(state)
+    widths = _widths(served, kernels.spread)
     decode, prefill = workload.decode.mean, workload.prefill.mean
     tokens = state.requests_per_s * decode
     in_system = state.requests_per_s * (state.ttft_ms + state.tpot_ms * (decode - 1)) / 1e3
@@ -111,7 +112,7 @@ def estimate_workload(served: ServedModel, workload: Workload) -> ServingEstimat
         generated_tokens_per_s=_around(tokens, widths["throughput"]),
         total_tokens_per_s=_around(tokens * (1 + prefill / decode), widths["throughput"]),
         tensor_parallel=served.precision.tensor_parallel,
-        provenance=served.provenance(state),
+        provenance=kernels.provenance,
         calibrated="" if calibration is None else calibration.label,
         measured_here=calibration is not None and calibration.covers(served.gpu.name, served.spec.name),
     )
@@ -119,39 +120,17 @@ def estimate_workload(served: ServedModel, workload: Workload) -> ServingEstimat
 
 def widths_of(served: ServedModel, state: SteadyState) -> dict[str, float]:
     """Half widths of the 90 % intervals at an operating point, METRICS -> logarithm of the ratio."""
+    return _widths(served, served.decode_kernels(state).spread)
+
+
+def _widths(served: ServedModel, spread: float) -> dict[str, float]:
     widths = interval_widths(_calibration(served), gpu=served.gpu.name, model=served.spec.name)
-    least = _NORMAL_90_TO_95 * math.log1p(served.kernel_spread(state))
+    least = math.log1p(spread) / TO_95
     return {metric: max(width, least) for metric, width in widths.items()}
 
 
 def _calibration(served: ServedModel) -> Calibration | None:
     return find_calibration(served.kernels.engine, gpu=served.gpu.name, model=served.spec.name)
-
-
-def estimate_serving(
-    kernels: KernelTimings,
-    gpu: Datasheet,
-    spec: ModelSpec,
-    architecture: Architecture,
-    precision: Precision,
-    workload: Workload,
-    *,
-    scheduler: Scheduler | None = None,
-    memory_fraction: float = DEFAULT_MEMORY_FRACTION,
-) -> ServingEstimate:
-    """A workload on a model: `open_served`, then `estimate_workload`."""
-    served = open_served(
-        kernels,
-        gpu,
-        spec,
-        architecture,
-        precision,
-        workload.prefill,
-        workload.decode,
-        scheduler=scheduler,
-        memory_fraction=memory_fraction,
-    )
-    return estimate_workload(served, workload)
 
 
 def sweep(served: ServedModel, prefill: Lengths, decode: Lengths, *, most: int | None = None) -> list[ServingEstimate]:

@@ -69,7 +69,7 @@ class IterationCosts:
         self._attention = any(isinstance(sub, GQA) for sub in counts)
         self._tokens = _token_grid(max_tokens)
         bare = _only_tokens(self._tokens)
-        self._tokens_ms = self._blocks_ms(bare) + self.blocks.ends_step(bare).latency_us / 1e3
+        self._tokens_ms = sum((one.latency_us for one in self.kernels(bare)), np.zeros(len(self._tokens))) / 1e3
         self._rows = _grid(max_sequences, every=16, ratio=1.1)
         rows = self.blocks.ends_step(_only_tokens(np.ones(len(self._rows)), self._rows)).latency_us / 1e3
         self._rows_ms = rows - rows[0]  # the first row is in the table of tokens
@@ -107,16 +107,20 @@ class IterationCosts:
         kernels = self._shared_ms(decodes, context, prompts * length, prompts) + self._prompts_ms(prompts, length)
         return self._launched(kernels)
 
-    def part_ms(self, decodes: float, context: float, before: float, now: float) -> float:
-        """One iteration with a part of one prompt."""
-        return self.iteration_ms(decodes, context, [(before, now)])
+    def prompt_ms(self, decodes: float, context: float, prompts: float, length: float, chunks: int) -> list[float]:
+        """Each of the iterations that so many prompts of this length take together; alone and in parts if `chunks`."""
+        if chunks == 1:
+            return [self.mixed_ms(decodes, context, prompts, length)]
+        part = length / chunks
+        return [self.iteration_ms(decodes, context, [(place * part, part)]) for place in range(chunks)]
 
-    def timings(self, steps: Steps) -> Timings:
-        """The kernels of iterations asked of the source itself, (Q,), with intervals; no overheads."""
-        total = self.blocks.ends_step(steps)
-        for sub, count in count_sub_blocks(self._architecture).items():
-            total = total + self.blocks.sub_block_step(sub, steps).repeated(count)
-        return total
+    def kernels(self, steps: Steps) -> list[Timings]:
+        """The kernels of iterations asked of the source itself, (Q,), with intervals: the ends, then each sub-block."""
+        counts = count_sub_blocks(self._architecture)
+        return [
+            self.blocks.ends_step(steps),
+            *(self.blocks.sub_block_step(sub, steps).repeated(count) for sub, count in counts.items()),
+        ]
 
     def _shared_ms(self, decodes: float, context: float, prompt_tokens: float, prompts: float) -> float:
         """All but attention within prompts."""
@@ -143,13 +147,6 @@ class IterationCosts:
 
     def _part_ms(self, before: float, now: float) -> float:
         return self._prompts_ms(1.0, before + now) - self._prompts_ms(1.0, before)
-
-    def _blocks_ms(self, steps: Steps) -> FloatArray:
-        counts = count_sub_blocks(self._architecture)
-        total = np.zeros(len(steps.tokens))
-        for sub, count in counts.items():
-            total += count * self.blocks.sub_block_step(sub, steps).latency_us
-        return total / 1e3
 
     def _core(self, counts: FloatArray, lengths: FloatArray, *, decode: bool) -> FloatArray:
         """Attention alone, (counts, lengths): a step less the same step without it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Final
 
 import numpy as np
@@ -11,10 +11,9 @@ import numpy as np
 from puzzlebench.estimate import DEFAULT_MEMORY_FRACTION
 from puzzlebench.model.blocks import Architecture
 from puzzlebench.model.memory import model_weight_bytes
-from puzzlebench.model.parameters import count_sub_blocks
 from puzzlebench.model.spec import ModelSpec
 from puzzlebench.profiling.block_costs import BlockCosts, Steps
-from puzzlebench.profiling.timings import PROVENANCE, KernelTimings
+from puzzlebench.profiling.timings import PROVENANCE, KernelTimings, Timings
 from puzzlebench.scenario import Precision
 from puzzlebench.serving.cache import PagedCache, paged_cache
 from puzzlebench.serving.iterations import IterationCosts, Overheads
@@ -24,6 +23,19 @@ from puzzlebench.serving.workload import SCHEDULERS, Lengths, Scheduler, Workloa
 from puzzlebench_profiles.datasheets import Datasheet
 
 NO_OVERHEADS: Final = Overheads()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeKernels:
+    """What is known of the kernels of an iteration without prompts.
+
+    Attributes:
+        spread: relative half width of their own 95 % interval.
+        provenance: share of their time by where it comes from.
+    """
+
+    spread: float
+    provenance: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +111,17 @@ class ServedModel:
         """See `serving.simulate.simulate`."""
         return simulate(self.costs, self.cache, self.scheduler, workload, requests=requests, seed=seed)
 
-    def decode_steps(self, state: SteadyState) -> Steps:
-        """The iteration without prompts that a steady state has."""
-        return Steps.of(decodes=max(1.0, state.decoding), contexts=state.context)
-
-    def kernel_spread(self, state: SteadyState) -> float:
-        """Relative half width of the kernels' own 95 % interval, decode iteration."""
-        found = self.costs.timings(self.decode_steps(state))
-        return float((found.high_us[0] - found.low_us[0]) / (2 * found.latency_us[0]))
-
-    def provenance(self, state: SteadyState) -> dict[str, float]:
-        """Share of a decode iteration's kernel time by where it comes from."""
-        blocks, steps = self.costs.blocks, self.decode_steps(state)
-        parts = [(blocks.ends_step(steps), 1)]
-        parts += [(blocks.sub_block_step(sub, steps), n) for sub, n in count_sub_blocks(self.architecture).items()]
+    def decode_kernels(self, state: SteadyState) -> DecodeKernels:
+        """How well the kernels of an iteration without prompts are known at a steady state."""
+        parts = self.costs.kernels(Steps.of(decodes=max(1.0, state.decoding), contexts=state.context))
+        total = reduce(Timings.__add__, parts)
         shares = np.zeros(len(PROVENANCE))
-        for timings, count in parts:
-            shares[timings.provenance[0]] += count * timings.latency_us[0]
-        return {name: float(share) for name, share in zip(PROVENANCE, shares / shares.sum(), strict=True) if share > 0}
+        for part in parts:
+            shares[part.provenance[0]] += part.latency_us[0] / total.latency_us[0]
+        return DecodeKernels(
+            spread=float((total.high_us[0] - total.low_us[0]) / (2 * total.latency_us[0])),
+            provenance={name: float(share) for name, share in zip(PROVENANCE, shares, strict=True) if share > 0},
+        )
 
 
 def default_scheduler(engine: str, prefill: Lengths, **changes: Any) -> Scheduler:

@@ -80,9 +80,9 @@ class _Flow:
 
     rate: float  # requests per millisecond
     prompts: float
-    share: float  # of the episodes (a decode iteration, or all iterations of a group of prompts), those with prompts
+    mixed: float  # of the iterations, those with prompts
     decode_ms: float
-    episode_ms: float
+    episode_ms: float  # all iterations of a group of prompts
     seen: float  # of the iterations that a sequence decodes in, those with prompts
     tpot_ms: float
     hold_ms: float  # prompts are held back for so long on average
@@ -169,10 +169,7 @@ class _Solver:
 
     def _episode_ms(self, decoding: float, prompts: float, chunks: int) -> float:
         beside = decoding * self.others if self.scheduler.mixes else 0.0
-        if chunks == 1:
-            return self.costs.mixed_ms(beside, self.context, prompts, self.prefill)
-        part = self.prefill / chunks
-        return sum(self.costs.part_ms(beside, self.context, place * part, part) for place in range(chunks))
+        return sum(self.costs.prompt_ms(beside, self.context, prompts, self.prefill, chunks))
 
     def _flow(self, decoding: float) -> _Flow:
         """What so many decoding sequences ask of the iterations; the prompts that run together by a fixed point."""
@@ -187,12 +184,11 @@ class _Solver:
             if self.scheduler.mixes:
                 mixed, seen = (min(1.0, per_token * chunks * part) for part in (1.0, self.others))
                 tpot = seen * episode / chunks + (1 - seen) * decode_ms
-                share = mixed / (mixed + chunks * (1 - mixed))
             else:
                 seen, tpot = 0.0, decode_ms + per_token * self.others * episode
-                share = per_token / (1 + per_token)
+                mixed = per_token * chunks / (1 + per_token * chunks)
             wanted = decoding / (self.steps * tpot)
-            flow = _Flow(wanted, prompts, share, decode_ms, episode, seen, tpot, hold)
+            flow = _Flow(wanted, prompts, mixed, decode_ms, episode, seen, tpot, hold)
             if abs(wanted - rate) <= _CLOSE * rate:
                 break
             rate = wanted if number < _ROUNDS // 4 else (rate + wanted) / 2  # damped if it swings
@@ -222,7 +218,7 @@ class _Solver:
         """From the request, its overhead included, to the iteration that begins its prompt."""
         request = self.costs.overheads.request_ms
         part = flow.episode_ms / self._chunks(decoding)
-        mixed = self._mixed_share(flow, decoding)
+        mixed = flow.mixed
         line, busy = self._line(flow, decoding)
         if line:  # who finds prompts before him waits for them, others for the end of a decode iteration
             part, mixed = 0.0, busy
@@ -232,11 +228,6 @@ class _Solver:
             return _whole_iterations(request / mean) * mean + line + flow.hold_ms
         squares, mean = (mixed * part**k + (1 - mixed) * flow.decode_ms**k for k in (2, 1))
         return request + squares / (2 * mean) + line + flow.hold_ms
-
-    def _mixed_share(self, flow: _Flow, decoding: float) -> float:
-        """Of the iterations, those with prompts."""
-        chunks = self._chunks(decoding)
-        return flow.share * chunks / (flow.share * chunks + 1 - flow.share)
 
     def _line(self, flow: _Flow, decoding: float) -> tuple[float, float]:
         """(wait for other prompts where no more can run together, share of the time that prompts run then)."""
@@ -258,7 +249,7 @@ class _Solver:
             context=self.context,
             prompts=flow.prompts,
             chunks=chunks,
-            mixed_share=self._mixed_share(flow, decoding),
+            mixed_share=flow.mixed,
             seen_share=flow.seen,
             decode_iteration_ms=flow.decode_ms,
             mixed_iteration_ms=flow.episode_ms / chunks,

@@ -118,11 +118,7 @@ def _errors(
 ) -> list[HeldOutError]:
     """Errors by slice and kind of split; `predict` gives latencies and whether the truth is inside the intervals."""
     found = []
-    for name, dtypes in SLICES:
-        try:
-            table = kernels.rows(name, *dtypes)
-        except ValueError:
-            continue  # this engine was not measured in these dtypes
+    for name, dtypes, table in kernels.slices(SLICES):
         errors: dict[str, list[FloatArray]] = defaultdict(list)
         inside: dict[str, list[BoolArray]] = defaultdict(list)
         for held in _held_out(KINDS[name], table, share=share, seed=seed):

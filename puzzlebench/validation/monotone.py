@@ -64,11 +64,7 @@ def falls(gpu: str, engine: str, *, share: float = 1.0, seed: int = 0) -> list[F
     """
     kernels = MeasuredKernels(find_kernel_table(gpu, engine))
     found = []
-    for name, dtypes in SLICES:
-        try:
-            table = kernels.rows(name, *dtypes)
-        except ValueError:
-            continue  # this engine was not measured in these dtypes
+    for name, dtypes, table in kernels.slices(SLICES):
         for size in GROWING[name]:
             rng = np.random.default_rng(seed)
             found.append(_falls(KINDS[name], dtypes, size, table, kernels.surface(name, *dtypes), rng, share))

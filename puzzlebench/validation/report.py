@@ -12,10 +12,8 @@ import numpy as np
 from rich.table import Table
 
 import puzzlebench
-from puzzlebench.profiling.kernel_features import SLICES
 from puzzlebench.profiling.sources import open_kernels
-from puzzlebench.profiling.transfer_error import ENGINE as TRANSFER_ENGINE
-from puzzlebench.profiling.transfer_error import transfer_error
+from puzzlebench.profiling.transfer_error import transfer_errors
 from puzzlebench.progress import progress
 from puzzlebench.render import console
 from puzzlebench.serving.calibration import calibrations
@@ -131,22 +129,17 @@ def validate(gpu: str, engine: str, *, share: float = 1.0, pictured: bool = Fals
 
 
 def _transfer(*, rows: int) -> list[TransferRow]:
-    found = []
-    for target in sorted({table.gpu for table in list_kernel_tables() if table.engine == TRANSFER_ENGINE}):
-        for kind, dtypes in SLICES:
-            error = transfer_error(target, kind, dtypes, rows=rows)
-            if error is not None:
-                found.append(
-                    TransferRow(
-                        donor=error.donor,
-                        target=target,
-                        kind=kind,
-                        dtypes=dtypes,
-                        same_architecture=error.same_architecture,
-                        error=ErrorSummary.of(np.expm1(error.log_error)),
-                    )
-                )
-    return found
+    return [
+        TransferRow(
+            donor=error.donor,
+            target=error.target,
+            kind=error.kind,
+            dtypes=error.dtypes,
+            same_architecture=error.same_architecture,
+            error=ErrorSummary.of(np.expm1(error.log_error)),
+        )
+        for error in transfer_errors(rows=rows)
+    ]
 
 
 def report_json(report: Report) -> dict[str, Any]:

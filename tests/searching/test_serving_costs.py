@@ -106,7 +106,7 @@ def test_any_architecture_has_its_own_iterations_there(llama, name):
         mixed = [
             costs.mixed_ms(state.decoding * 23 / 24, state.context, state.prompts, 512)
             if state.chunks == 1
-            else costs.part_ms(state.decoding * 23 / 24, state.context, place * part, part)
+            else costs.iteration_ms(state.decoding * 23 / 24, state.context, [(place * part, part)])
             for place in range(state.chunks)
         ]
         iterations = np.array([costs.iteration_ms(state.decoding, state.context), np.mean(mixed)])

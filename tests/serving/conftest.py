@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from puzzlebench.serving.cache import PagedCache
-from puzzlebench.serving.iterations import Overheads
+from puzzlebench.serving.iterations import IterationCosts, Overheads
 
 
 class PlainCosts:
@@ -22,8 +22,7 @@ class PlainCosts:
     def mixed_ms(self, decodes, context, prompts, length):
         return self.step + self.decode * decodes + self.prompt * prompts * length
 
-    def part_ms(self, decodes, context, before, now):
-        return self.iteration_ms(decodes, context, [(before, now)])
+    prompt_ms = IterationCosts.prompt_ms
 
 
 def cache_of(tokens, tokens_per_block=1):

@@ -5,7 +5,7 @@ import pytest
 from puzzlebench.model.catalog import load_model
 from puzzlebench.profiling.sources import open_kernels
 from puzzlebench.scenario import Precision
-from puzzlebench.serving.estimating import best_concurrency, estimate_serving, estimate_workload, open_served, sweep
+from puzzlebench.serving.estimating import best_concurrency, estimate_workload, open_served, sweep
 from puzzlebench.serving.workload import Lengths, Workload
 
 PREFILL, DECODE = Lengths(1024, 1024), Lengths(256, 256)
@@ -47,7 +47,7 @@ def test_throughput_is_of_the_group_and_of_each_gpu():
     gpu, kernels = open_kernels("h100_sxm")
     precision = Precision(weight_dtype="fp8", kv_dtype="fp8", tensor_parallel=4)
     workload = Workload(prefill=PREFILL, decode=DECODE, concurrency=8)
-    found = estimate_serving(kernels, gpu, spec, architecture, precision, workload)
+    found = estimate_workload(open_served(kernels, gpu, spec, architecture, precision, PREFILL, DECODE), workload)
     assert found.per_gpu(found.generated_tokens_per_s).value == found.generated_tokens_per_s.value / 4
 
 

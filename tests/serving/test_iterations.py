@@ -37,16 +37,17 @@ def llama():
     [(1, 100, 0, 1), (7, 900, 0, 1), (64, 3000, 0, 1), (200, 1500, 0, 1), (0, 1, 1, 1024), (40, 1300, 3, 700)],
 )
 def test_tables_say_what_the_kernels_say(llama, decodes, context, prompts, length):
-    asked = llama.costs.timings(Steps.of(decodes=decodes, contexts=context, prompts=prompts, lengths=length))
+    asked = llama.costs.kernels(Steps.of(decodes=decodes, contexts=context, prompts=prompts, lengths=length))
     found = llama.costs.iteration_ms(decodes, context, [(0, length)] * prompts)
-    assert found == pytest.approx(asked.latency_us[0] / 1e3, rel=0.015)
+    assert found == pytest.approx(sum(part.latency_us[0] for part in asked) / 1e3, rel=0.015)
     if prompts:
         assert llama.costs.mixed_ms(decodes, context, prompts, length) == pytest.approx(found)
 
 
 def test_parts_of_a_prompt_cost_more_than_the_whole_and_less_than_as_many_prompts(llama):
     whole = llama.costs.iteration_ms(0, 1, [(0, 8192)])
-    parts = [llama.costs.part_ms(0, 1, before, 2048) for before in range(0, 8192, 2048)]
+    parts = [llama.costs.iteration_ms(0, 1, [(before, 2048)]) for before in range(0, 8192, 2048)]
+    assert llama.costs.prompt_ms(0, 1, 1, 8192, 4) == parts
     assert whole < sum(parts)
     assert parts[0] < 0.97 * parts[-1]  # later ones attend to more
     assert sum(parts) < 1.3 * whole
@@ -69,9 +70,9 @@ def test_a_decode_iteration_of_measured_kernels_says_where_its_time_comes_from(l
     from puzzlebench.serving.workload import Lengths, Workload
 
     state = llama.steady(Workload(prefill=Lengths(1024, 1024), decode=Lengths(512, 512), concurrency=16))
-    shares = llama.provenance(state)
-    assert sum(shares.values()) == pytest.approx(1.0)
-    assert 0 < llama.kernel_spread(state) < 0.3
+    kernels = llama.decode_kernels(state)
+    assert sum(kernels.provenance.values()) == pytest.approx(1.0)
+    assert 0 < kernels.spread < 0.3
 
 
 def test_the_cache_holds_what_memory_leaves():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from puzzlebench.profiling.kernel_features import GEMM
+from puzzlebench.profiling.measured_kernels import MeasuredKernels
 from puzzlebench.profiling.parameters import kriging_parameters
 from puzzlebench.profiling.surface import Surface
 from puzzlebench.validation import held_out, monotone
@@ -44,6 +45,7 @@ def test_interpolation_keeps_the_utilisation_beyond_the_range(h100_kernels):
 
     class OneSlice:
         datasheet = h100_kernels.datasheet
+        slices = MeasuredKernels.slices
 
         def rows(self, kind, *dtypes):
             if kind != "gemm" or dtypes != ("bf16",):

@@ -10,7 +10,7 @@ import pytest
 from puzzlebench.model.catalog import load_model
 from puzzlebench.profiling.sources import open_kernels
 from puzzlebench.serving.calibration import find_calibration, interval_widths
-from puzzlebench.serving.estimating import estimate_serving
+from puzzlebench.serving.estimating import estimate_workload, open_served
 from puzzlebench.serving.iterations import Overheads
 from puzzlebench.serving.runs import serving_runs
 from puzzlebench.validation import serving, tables
@@ -144,7 +144,9 @@ def test_a_run_is_predicted_as_a_user_s_workload_is(engine):
     found = predict_run(run)
     spec, architecture = load_model(run.model)
     gpu, kernels = open_kernels(run.gpu, run.engine)
-    stated = estimate_serving(kernels, gpu, spec, architecture, run.precision, run.workload, scheduler=run.scheduler)
+    lengths, scheduler = (run.workload.prefill, run.workload.decode), run.scheduler
+    opened = open_served(kernels, gpu, spec, architecture, run.precision, *lengths, scheduler=scheduler)
+    stated = estimate_workload(opened, run.workload)
     assert stated.measured_here
     # Kernels are interpolated on a grid up to the longest sequence, which is that of all runs in one of them.
     assert found.steady.tpot_ms == pytest.approx(stated.tpot_ms.value, rel=0.01)
